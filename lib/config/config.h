@@ -1,0 +1,122 @@
+#pragma once
+// The job: structs with their defaults. Every key is declared once more, with constraint and help, in fields.h.
+// Model keys are Hugging Face's config.json keys. Pure data, no behaviour.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace dstrain {
+
+struct RunConfig {
+  std::string name = "run";
+  std::string dir;            // run directory; required
+  std::uint64_t seed = 1;
+  std::string device = "auto";  // auto, cpu, cuda
+  int threads = 0;            // a rank; 0: the cores of this host divided by its ranks
+  bool deterministic = true;
+};
+
+struct ModelConfig {
+  std::string from;  // path of a config.json; then the keys below come from it and those given here override
+  std::string type = "llama";  // llama, gpt2
+  std::int64_t vocab_size = 0;
+  std::int64_t hidden_size = 0;
+  std::int64_t num_hidden_layers = 0;
+  std::int64_t num_attention_heads = 0;
+  std::int64_t num_key_value_heads = 0;  // 0: num_attention_heads
+  std::int64_t head_dim = 0;             // 0: hidden_size / num_attention_heads
+  std::int64_t intermediate_size = 0;    // gpt2: 0 means 4 * hidden_size
+  std::int64_t max_position_embeddings = 2048;
+  double rms_norm_eps = 1e-6;            // llama
+  double layer_norm_epsilon = 1e-5;      // gpt2
+  double rope_theta = 10000.0;           // llama
+  std::string hidden_act;                // "": silu for llama, gelu_new for gpt2
+  bool tie_word_embeddings = false;
+  bool attention_bias = false;           // llama
+  bool mlp_bias = false;                 // llama
+  double initializer_range = 0.02;
+  double resid_pdrop = 0.0;              // gpt2
+  double embd_pdrop = 0.0;               // gpt2
+  double attn_pdrop = 0.0;               // gpt2
+};
+
+struct DataSource {
+  std::string path;  // a token file or a glob of them
+};
+
+struct DataConfig {
+  std::string tokenizer;  // tokenizer.json; used by generate, and its hash must match the token files
+  std::vector<DataSource> train;
+  std::vector<DataSource> eval;
+};
+
+struct TrainingConfig {
+  std::int64_t steps = 0;
+  std::int64_t sequence_length = 0;
+  std::int64_t global_batch_size = 0;  // samples an optimizer step, over all data ranks and micro-batches
+  std::int64_t micro_batch_size = 0;   // samples a forward
+};
+
+struct ParallelConfig {
+  std::int64_t data = 0;  // 0: what is left of the ranks
+  std::int64_t tensor = 1;
+  std::int64_t context = 1;
+  std::int64_t pipeline = 1;
+  std::int64_t expert = 1;
+  std::string schedule = "gpipe";
+  std::int64_t bucket_bytes = 64 << 20;  // gradient bucket
+};
+
+struct OptimizerConfig {
+  std::string type = "adamw";
+  double lr = 1e-3;
+  std::vector<double> betas = {0.9, 0.95};
+  double eps = 1e-8;
+  double weight_decay = 0.1;
+  double clip_grad_norm = 1.0;  // 0: no clipping
+};
+
+struct LrScheduleConfig {
+  std::string type = "cosine";  // constant, cosine, wsd
+  std::int64_t warmup_steps = 0;
+  std::int64_t decay_steps = 0;  // wsd: the last steps, in which lr falls to min_lr
+  double min_lr = 0.0;
+};
+
+struct PrecisionConfig {
+  std::string compute = "float32";
+  std::string master = "float32";
+};
+
+struct EvalConfig {
+  std::int64_t every = 0;  // steps; 0: never
+  std::int64_t samples = 0;  // 0: the whole held-out set
+};
+
+struct GuardConfig {
+  std::string on_nonfinite = "abort";  // abort, skip
+};
+
+struct CheckpointConfig {
+  std::int64_t every = 0;  // steps; 0: only at the end
+  bool async = true;
+  std::int64_t keep = 3;
+};
+
+struct Config {
+  RunConfig run;
+  ModelConfig model;
+  DataConfig data;
+  TrainingConfig training;
+  ParallelConfig parallel;
+  OptimizerConfig optimizer;
+  LrScheduleConfig lr_schedule;
+  PrecisionConfig precision;
+  EvalConfig eval;
+  GuardConfig guard;
+  CheckpointConfig checkpoint;
+};
+
+}  // namespace dstrain

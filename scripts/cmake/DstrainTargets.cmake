@@ -1,0 +1,38 @@
+# Compiler settings, and the two functions that every folder uses.
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+find_program(DSTRAIN_CCACHE ccache)
+if(DSTRAIN_CCACHE)
+  set(CMAKE_C_COMPILER_LAUNCHER ${DSTRAIN_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${DSTRAIN_CCACHE})
+endif()
+
+add_library(dstrain_options INTERFACE)
+target_compile_features(dstrain_options INTERFACE cxx_std_20)
+target_include_directories(dstrain_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
+# x86-64-v3, never native: binaries travel. No contraction of a*b+c in C++ source across statements changes meaning here:
+# every build on this architecture contracts alike. errno and traps of floating point are not used.
+target_compile_options(dstrain_options INTERFACE
+  -march=x86-64-v3 -fno-math-errno -fno-trapping-math -fstack-protector-strong -g1
+  -Wall -Wextra -Wpedantic -Wshadow -Wno-missing-field-initializers)
+if(DSTRAIN_WERROR)
+  target_compile_options(dstrain_options INTERFACE -Werror)
+endif()
+if(DSTRAIN_SANITIZE)
+  target_compile_options(dstrain_options INTERFACE -fsanitize=${DSTRAIN_SANITIZE} -fno-omit-frame-pointer)
+  target_link_options(dstrain_options INTERFACE -fsanitize=${DSTRAIN_SANITIZE})
+endif()
+target_link_options(dstrain_options INTERFACE -Wl,-z,relro,-z,now)
+find_program(DSTRAIN_MOLD mold)
+if(DSTRAIN_MOLD)
+  target_link_options(dstrain_options INTERFACE -fuse-ld=mold)
+endif()
+
+# dstrain_library(NAME SOURCES ... LINK ...): one static library, dstrain_NAME, for the folder.
+function(dstrain_library name)
+  cmake_parse_arguments(arg "" "" "SOURCES;LINK" ${ARGN})
+  add_library(dstrain_${name} STATIC ${arg_SOURCES})
+  target_link_libraries(dstrain_${name} PUBLIC dstrain_options ${arg_LINK})
+endfunction()
