@@ -1,0 +1,21 @@
+#pragma once
+// One micro-batch on this rank. Positions and sample ids travel with the tokens: no layer infers them from row numbers.
+
+#include "lib/core/tensor.h"
+
+namespace dstrain {
+
+struct Batch {
+  Index batch = 0;        // B, samples
+  Index length = 0;       // T, positions a sample
+  Tensor tokens;          // (B * T) i32
+  Tensor targets;         // (B * T) i32, the token to predict
+  Tensor positions;       // (B * T) i32, 0 .. T-1 within the sample
+  Tensor sample_ids;      // (B) i64, global sample index
+  Tensor row_sample_ids;  // (B * T) i64, the same, one a row
+  Tensor loss_weights;    // (B * T) f32; 0 where there is nothing to predict
+
+  Index rows() const { return batch * length; }
+};
+
+}  // namespace dstrain
