@@ -1,0 +1,74 @@
+#pragma once
+// World: this rank's view of all ranks, and the factory of its groups.
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "lib/comm/process_group.h"
+#include "lib/mesh/mesh.h"
+
+namespace dstrain {
+
+// Who calls. Groups of different posters never wait for each other, whatever the order of their calls.
+enum class Poster : unsigned char {
+  compute,     // the trainer's thread
+  gradients,   // reduction of gradients beside backward
+  loader,      // token counts, a batch ahead
+  checkpoint,  // the writer's thread
+  watchdog,    // liveness, stop requests
+};
+constexpr int kPosters = 5;
+const char* name_of(Poster poster);
+
+class World {
+ public:
+  virtual ~World() = default;
+
+  // The world of this process: MPI when a launcher's variables are set (OMPI_COMM_WORLD_SIZE, PMIX_RANK or PMI_RANK),
+  // else this process alone. Make it once a process and destroy it when no group is left; destroying it is collective,
+  // unless an exception is unwinding: then peers learn from the launcher that this rank is gone. Throws Error{lost}
+  // when MPI cannot start.
+  static std::unique_ptr<World> make();
+  // Rank `rank` of `size` for planning: its groups work on dry streams only, and need no peers.
+  static std::unique_ptr<World> dry(int rank, int size);
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual int local_rank() const = 0;  // among the ranks of this host
+  virtual int local_size() const = 0;
+  virtual const std::string& host_name() const = 0;
+  virtual const char* kind() const = 0;  // "self", "mpi", "threads", "dry"
+
+  // A group of world ranks, this one among them; member i of the list is rank i of the group. Not a collective call,
+  // but every member must make it, with the same list. The group's name is the kind's, its traffic apart from that of
+  // other kinds and posters. The world outlives the group.
+  std::unique_ptr<ProcessGroup> group(Poster poster, GroupKind kind, std::span<const int> members);
+
+  // From any thread: every operation of this rank, in flight or later, ends with Error{lost} and this message. For
+  // signal handling and watchdogs.
+  virtual void interrupt(const std::string& why) = 0;
+
+ protected:
+  virtual std::unique_ptr<class Transport> transport(Poster poster, GroupKind kind, std::span<const int> members) = 0;
+};
+
+// Runs body(world) on `ranks` threads of this process, one a rank, and returns when all have ended. When a rank throws,
+// or returns while a peer waits for it, its peers get Error{lost} naming it; then the first error is rethrown here.
+void run_threads(int ranks, const std::function<void(World&)>& body);
+
+// The groups of the mesh that this rank is in, for one poster. Groups of one rank work like any other.
+struct Groups {
+  std::unique_ptr<ProcessGroup> tensor;
+  std::unique_ptr<ProcessGroup> pipeline;
+  std::unique_ptr<ProcessGroup> replica;    // data * context
+  std::unique_ptr<ProcessGroup> embedding;  // null on the stages between first and last
+  std::unique_ptr<ProcessGroup> model;
+  std::unique_ptr<ProcessGroup> kv_replica;
+  std::unique_ptr<ProcessGroup> control;
+};
+// REQUIRES: mesh.ranks() == world.size(). kv_heads 0: kv_replica is this rank alone.
+Groups make_groups(World& world, const Mesh& mesh, Poster poster, Index kv_heads = 0);
+
+}  // namespace dstrain
