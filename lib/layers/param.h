@@ -27,8 +27,7 @@ struct Piece {
   bool transposed = false;  // the file holds (in, out), the computation (out, in)
   Index row = 0;          // first row of the Param's tensor that the piece fills
   PreReduce reduce = PreReduce::none;
-  bool counted = true;    // whether this rank counts the piece in norms: exactly one rank a data replica does
-  bool replicated_over_tensor = false;  // every tensor rank holds this very part
+  bool owned = true;      // exactly one rank of a model copy owns an element: it counts it in norms and saves it
 
   // Rows and columns in the computation's orientation; vectors are (n, 1).
   Index rows() const { return extent.rank() == 1 ? extent[0] : transposed ? extent[1] : extent[0]; }

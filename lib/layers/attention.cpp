@@ -1,0 +1,136 @@
+#include "lib/layers/attention.h"
+
+#include <cmath>
+#include <utility>
+
+#include "kernels/attention.h"
+#include "kernels/elementwise.h"
+#include "kernels/dropout.h"
+#include "kernels/rope.h"
+#include "lib/layers/residual_dropout.h"
+
+namespace dstrain {
+
+struct Attention::Kept final : Saved {
+  Norm::Kept norm;
+  Tensor y;    // (rows, C), normalised input
+  Tensor qkv;  // (rows, (heads + 2 kv_heads) * head_dim), rotated
+  Tensor o;    // (rows, heads * head_dim)
+  Tensor lse;  // (B, heads, T)
+};
+
+namespace {
+
+// (rows, H, D) -> (B, T, H, D)
+Tensor by_sample(const Tensor& t, Index batch) {
+  Tensor out = t;
+  const Index length = t.dim(0) / batch;
+  out.shape = {batch, length, t.dim(1), t.dim(2)};
+  out.strides = {length * t.stride(0), t.stride(0), t.stride(1), t.stride(2)};
+  return out;
+}
+
+}  // namespace
+
+Attention::Attention(AttentionSpec spec, Norm norm, Linear qkv, Linear out)
+    : spec_(std::move(spec)), norm_(std::move(norm)), qkv_(std::move(qkv)), out_(std::move(out)) {}
+
+Attention::Heads Attention::split(const Tensor& qkv) const {
+  const Index q = spec_.heads * spec_.head_dim, kv = spec_.kv_heads * spec_.head_dim;
+  return {qkv.slice(1, 0, q).split_last(spec_.heads), qkv.slice(1, q, q + kv).split_last(spec_.kv_heads),
+          qkv.slice(1, q + kv, q + 2 * kv).split_last(spec_.kv_heads)};
+}
+
+void Attention::rotate(Context& context, const Batch& batch, const Heads& heads, bool backward) {
+  if (spec_.inverse_frequencies.empty()) return;
+  const Tensor frequencies(spec_.inverse_frequencies.data(), DType::f32, batch.positions.device,
+                           {static_cast<Index>(spec_.inverse_frequencies.size())});
+  for (const Tensor& x : {heads.q, heads.k})
+    launch(context.stream, Rope{.y = x,
+                                .x = x,
+                                .positions = batch.positions,
+                                .inverse_frequencies = frequencies,
+                                .backward = backward});
+}
+
+Hidden Attention::forward(Context& context, const Batch& batch, const Hidden& x, std::unique_ptr<Saved>& saved) {
+  const bool train = context.mode == Mode::train;
+  const ArenaScope scope(context.scratch);
+  Arena& memory = train ? context.saved : context.scratch;
+  const Index rows = batch.rows(), width = (spec_.heads + 2 * spec_.kv_heads) * spec_.head_dim;
+
+  auto kept = std::make_unique<Kept>();
+  kept->y = memory.allocate(x.residual.shape, x.residual.dtype);
+  kept->norm = norm_.forward(context, x, kept->y);
+  kept->qkv = memory.allocate({rows, width}, x.residual.dtype);
+  qkv_.forward(context, kept->y, kept->qkv);
+  const Heads heads = split(kept->qkv);
+  rotate(context, batch, heads, false);
+
+  kept->o = memory.allocate({rows, spec_.heads * spec_.head_dim}, x.residual.dtype);
+  kept->lse = memory.allocate({batch.batch, spec_.heads, batch.length});
+  Tensor k = by_sample(heads.k, batch.batch), v = by_sample(heads.v, batch.batch);
+  Index offset = 0;
+  if (context.mode == Mode::decode) {
+    offset = context.cache->length;
+    const Index end = offset + batch.length;
+    const Tensor& keys = context.cache->keys[static_cast<std::size_t>(spec_.cache_slot)];
+    const Tensor& values = context.cache->values[static_cast<std::size_t>(spec_.cache_slot)];
+    launch(context.stream, Copy{.y = keys.slice(1, offset, end), .x = k});
+    launch(context.stream, Copy{.y = values.slice(1, offset, end), .x = v});
+    k = keys.slice(1, 0, end);
+    v = values.slice(1, 0, end);
+  }
+  launch(context.stream, AttentionForward{.o = by_sample(kept->o.split_last(spec_.heads), batch.batch),
+                                          .lse = kept->lse,
+                                          .q = by_sample(heads.q, batch.batch),
+                                          .k = k,
+                                          .v = v,
+                                          .scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim)),
+                                          .mask = AttentionMask::causal,
+                                          .query_offset = offset,
+                                          .dropout = attention_dropout(context, batch, spec_)});
+  out_.forward(context, kept->o, context.branch);
+  residual_dropout(context, batch, "attention", spec_.layer, spec_.residual_dropout, context.branch, context.branch);
+  const Hidden y{kept->norm.sum, context.branch};
+  if (train) saved = std::move(kept);
+  return y;
+}
+
+Tensor Attention::backward(Context& context, const Batch& batch, const Tensor& dy, Saved& saved) {
+  const Kept& kept = static_cast<Kept&>(saved);
+  const ArenaScope scope(context.scratch);
+  const Tensor dbranch = residual_dropout_gradient(context, batch, "attention", spec_.layer, spec_.residual_dropout, dy);
+  const Tensor dout = context.scratch.allocate(kept.o.shape, kept.o.dtype);
+  out_.backward(context, kept.o, dbranch, dout);
+
+  const Tensor dqkv = context.scratch.allocate(kept.qkv.shape, kept.qkv.dtype);
+  const Heads heads = split(kept.qkv), gradients = split(dqkv);
+  const Index b = batch.batch;
+  launch(context.stream, AttentionBackward{.dq = by_sample(gradients.q, b),
+                                           .dk = by_sample(gradients.k, b),
+                                           .dv = by_sample(gradients.v, b),
+                                           .dout = by_sample(dout.split_last(spec_.heads), b),
+                                           .o = by_sample(kept.o.split_last(spec_.heads), b),
+                                           .lse = kept.lse,
+                                           .q = by_sample(heads.q, b),
+                                           .k = by_sample(heads.k, b),
+                                           .v = by_sample(heads.v, b),
+                                           .scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim)),
+                                           .mask = AttentionMask::causal,
+                                           .query_offset = 0,
+                                           .dropout = attention_dropout(context, batch, spec_)});
+  rotate(context, batch, gradients, true);
+  const Tensor dnorm = context.scratch.allocate(kept.y.shape, kept.y.dtype);
+  qkv_.backward(context, kept.y, dqkv, dnorm);
+  norm_.backward(context, kept.norm, dnorm, dy, dy);
+  return dy;
+}
+
+void Attention::visit(const ParamVisitor& visitor) {
+  norm_.visit(visitor);
+  qkv_.visit(visitor);
+  out_.visit(visitor);
+}
+
+}  // namespace dstrain

@@ -1,0 +1,36 @@
+#pragma once
+// y = x W^T + b with W cut over the tensor group (Shoeybi et al., "Megatron-LM", 2019): by columns of the output, each
+// rank making its own outputs, or by rows of the input, the partial outputs summed.
+
+#include <optional>
+
+#include "lib/layers/layer.h"
+
+namespace dstrain {
+
+enum class Split : unsigned char {
+  column,  // W is (out / tensor, in): x is whole, y is this rank's part
+  row,     // W is (out, in / tensor): x is this rank's part, y is summed over the group; the bias is added once
+};
+
+class Linear {
+ public:
+  Linear(Split split, Param weight, std::optional<Param> bias = {});
+
+  Index in_features() const { return weight_.shape[1]; }    // this rank's
+  Index out_features() const { return weight_.shape[0]; }  // this rank's
+  const Param& weight() const { return weight_; }
+
+  // x (rows, in), y (rows, out); y is overwritten.
+  void forward(Context& context, const Tensor& x, const Tensor& y) const;
+  // dx (rows, in) is overwritten with the gradient summed over the group; x is what forward read.
+  void backward(Context& context, const Tensor& x, const Tensor& dy, const Tensor& dx) const;
+  void visit(const ParamVisitor& visitor);
+
+ private:
+  Split split_;
+  Param weight_;
+  std::optional<Param> bias_;
+};
+
+}  // namespace dstrain
