@@ -1,0 +1,53 @@
+#pragma once
+// metrics.jsonl: one line a step, one line an evaluation. Keys are documented in docs/metrics.md.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "lib/core/files.h"
+
+namespace dstrain {
+
+struct StepRecord {
+  std::int64_t step = 0;    // updates done, this one included
+  std::int64_t tokens = 0;  // trained on since the run began
+  double loss = 0;          // mean over the step's valid tokens, nats
+  double grad_norm = 0;     // before clipping
+  double lr = 0;
+  double seconds = 0;            // of this step
+  double tokens_per_second = 0;  // all ranks
+  double mfu = 0;                // causal attention at half
+  double mfu_full = 0;
+  double loader_wait_seconds = 0;
+  double checkpoint_stall_seconds = 0;
+  std::int64_t skipped = 0;  // updates skipped so far, not finite
+};
+
+struct EvalRecord {
+  std::int64_t step = 0;
+  double eval_loss = 0;     // mean over the held-out tokens, nats
+  std::int64_t eval_tokens = 0;
+  double seconds = 0;
+};
+
+// Appends to a metrics file. A line that cannot be written is dropped and counted.
+class MetricsFile {
+ public:
+  // Keeps the lines of steps up to `last_step` (a resume), removes later ones by temp + rename. Throws FileError when
+  // the file cannot be created.
+  MetricsFile(const Files& files, const std::string& path, std::int64_t last_step);
+
+  void write(const StepRecord& record);
+  void write(const EvalRecord& record);
+  std::int64_t dropped() const { return dropped_; }
+
+ private:
+  void append(const std::string& line);
+
+  std::unique_ptr<File> file_;
+  std::uint64_t end_ = 0;
+  std::int64_t dropped_ = 0;
+};
+
+}  // namespace dstrain
