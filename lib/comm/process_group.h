@@ -3,9 +3,9 @@
 // counts). One conformance suite, tests/comm, runs over all of them.
 //
 // Every member calls the same collectives in the same order with matching shapes and dtypes. A call belongs to one
-// poster (compute, loader, checkpoint, ...): groups of different posters never wait for each other, and one group object
-// is used by one thread at a time. On a CPU stream a collective has finished when the call returns.
-// Reductions add in rank order in float32 (float64 for f64, exact for integers) and round once: the same bits in every
+// poster (compute, loader, checkpoint, ...): groups of different posters never wait for each other, and one group
+// object is used by one thread at a time. On a CPU stream a collective has finished when the call returns. Reductions
+// add in rank order in float32 (float64 for f64, exact for integers) and round once: the same bits in every
 // implementation. All tensors are contiguous. dtypes: f32, bf16, f64, i32, i64; data movement takes any dtype.
 // Errors: Error{ExitCode::lost} when a peer is gone, Error{bug} on mismatched arguments that can be seen locally.
 

@@ -6,7 +6,7 @@
 #include <span>
 #include <string>
 
-#include "lib/comm/process_group.h"
+#include "lib/comm/host_group.h"
 #include "lib/mesh/mesh.h"
 
 namespace dstrain {
@@ -44,14 +44,15 @@ class World {
   // A group of world ranks, this one among them; member i of the list is rank i of the group. Not a collective call,
   // but every member must make it, with the same list. The group's name is the kind's, its traffic apart from that of
   // other kinds and posters. The world outlives the group.
-  std::unique_ptr<ProcessGroup> group(Poster poster, GroupKind kind, std::span<const int> members);
+  std::unique_ptr<ProcessGroup> group(Poster poster, GroupKind kind, std::span<const int> members,
+                                      std::size_t message_cut = kMessageCut);
 
   // From any thread: every operation of this rank, in flight or later, ends with Error{lost} and this message. For
   // signal handling and watchdogs.
   virtual void interrupt(const std::string& why) = 0;
 
  protected:
-  virtual std::unique_ptr<class Transport> transport(Poster poster, GroupKind kind, std::span<const int> members) = 0;
+  virtual std::unique_ptr<Transport> transport(Poster poster, GroupKind kind, std::span<const int> members) = 0;
 };
 
 // Runs body(world) on `ranks` threads of this process, one a rank, and returns when all have ended. When a rank throws,
