@@ -11,15 +11,15 @@ namespace dstrain {
 
 struct RunConfig {
   std::string name = "run";
-  std::string dir;            // run directory; required
+  std::string dir;  // run directory; required
   std::uint64_t seed = 1;
   std::string device = "auto";  // auto, cpu, cuda
-  int threads = 0;            // a rank; 0: the cores of this host divided by its ranks
+  int threads = 0;              // a rank; 0: the cores of this host divided by its ranks
   bool deterministic = true;
 };
 
 struct ModelConfig {
-  std::string from;  // path of a config.json; then the keys below come from it and those given here override
+  std::string from;            // path of a config.json; then the keys below come from it and those given here override
   std::string type = "llama";  // llama, gpt2
   std::int64_t vocab_size = 0;
   std::int64_t hidden_size = 0;
@@ -29,17 +29,17 @@ struct ModelConfig {
   std::int64_t head_dim = 0;             // 0: hidden_size / num_attention_heads
   std::int64_t intermediate_size = 0;    // gpt2: 0 means 4 * hidden_size
   std::int64_t max_position_embeddings = 2048;
-  double rms_norm_eps = 1e-6;            // llama
-  double layer_norm_epsilon = 1e-5;      // gpt2
-  double rope_theta = 10000.0;           // llama
-  std::string hidden_act;                // "": silu for llama, gelu_new for gpt2
+  double rms_norm_eps = 1e-6;        // llama
+  double layer_norm_epsilon = 1e-5;  // gpt2
+  double rope_theta = 10000.0;       // llama
+  std::string hidden_act;            // "": silu for llama, gelu_new for gpt2
   bool tie_word_embeddings = false;
-  bool attention_bias = false;           // llama
-  bool mlp_bias = false;                 // llama
+  bool attention_bias = false;  // llama
+  bool mlp_bias = false;        // llama
   double initializer_range = 0.02;
-  double resid_pdrop = 0.0;              // gpt2
-  double embd_pdrop = 0.0;               // gpt2
-  double attn_pdrop = 0.0;               // gpt2
+  double resid_pdrop = 0.0;  // gpt2
+  double embd_pdrop = 0.0;   // gpt2
+  double attn_pdrop = 0.0;   // gpt2
 };
 
 struct DataSource {
@@ -91,7 +91,7 @@ struct PrecisionConfig {
 };
 
 struct EvalConfig {
-  std::int64_t every = 0;  // steps; 0: never
+  std::int64_t every = 0;    // steps; 0: never
   std::int64_t samples = 0;  // 0: the whole held-out set
 };
 

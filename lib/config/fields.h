@@ -1,0 +1,247 @@
+#pragma once
+// Every key of the job file, once: name, constraint, help. Reader, overrides, printer, explain, JSON Schema and the
+// range checks of config.json are visitors of this one walk.
+//
+// A visitor has   void section(const char* name, const char* help);
+//                 void field(const Key& key, T& value);   for each T below, called for the section last named.
+// T: bool, int, int64, uint64, double, string, vector<double>, vector<DataSource>.
+
+#include <limits>
+#include <string_view>
+#include <vector>
+
+#include "lib/config/config.h"
+
+namespace dstrain {
+
+struct Key {
+  const char* name;
+  const char* help;  // one line, with units
+  bool required = false;
+  double min = -std::numeric_limits<double>::infinity();
+  double max = std::numeric_limits<double>::infinity();
+  bool open_min = false;  // the bound itself is excluded
+  bool open_max = false;
+  std::vector<std::string_view> choices = {};
+  const char* only = "";        // why the range or the choices are so narrow
+  const char* model_type = "";  // the only model.type for which the key has a meaning; "": all
+  std::size_t count = 0;        // exact length of a list; 0: any
+};
+
+// A key that the design names and that this version does not have, so that the message is better than "unknown".
+struct AbsentKey {
+  const char* path;
+  const char* feature;
+};
+inline constexpr AbsentKey kAbsentKeys[] = {
+    {"precision.tf32", "TF32"},
+    {"optimizer.shard", "sharded optimizer state"},
+    {"guard.on_spike", "a guard against loss spikes"},
+    {"moe", "mixture of experts"},
+    {"data.train.weight", "weighted sources"},
+    {"data.train.epochs", "epochs of a source"},
+    {"data.eval.weight", "weighted sources"},
+    {"data.eval.epochs", "epochs of a source"},
+};
+
+template <class C, class V>
+void visit_fields(C& c, V& v) {
+  constexpr double kBig = 2147483647.0;
+  const char* const no_context = "context parallelism is not in this version";
+  const char* const no_expert = "expert parallelism is not in this version";
+  const char* const no_precision = "other precisions are not in this version";
+
+  v.section("run", "the run: its name, place and machine");
+  v.field(Key{.name = "name", .help = "name of the run, shown in logs"}, c.run.name);
+  v.field(Key{.name = "dir", .help = "run directory, relative to where dstrain starts", .required = true}, c.run.dir);
+  v.field(Key{.name = "seed", .help = "seed of initial weights, shuffling and dropout"}, c.run.seed);
+  v.field(Key{.name = "device",
+              .help = "where ops run; auto takes a GPU if there is one",
+              .choices = {"auto", "cpu", "cuda"}},
+          c.run.device);
+  v.field(Key{.name = "threads",
+              .help = "threads a rank; 0: the cores of the host divided by its ranks",
+              .min = 0,
+              .max = 4096},
+          c.run.threads);
+  v.field(Key{.name = "deterministic",
+              .help = "same job, layout and processor: same bits",
+              .choices = {"true"},
+              .only = "every op of this version is deterministic"},
+          c.run.deterministic);
+
+  v.section("model", "the model, in the words of Hugging Face's config.json");
+  v.field(Key{.name = "from", .help = "a Hugging Face config.json; keys given here override it"}, c.model.from);
+  v.field(Key{.name = "type", .help = "architecture", .choices = {"llama", "gpt2"}}, c.model.type);
+  v.field(Key{.name = "vocab_size", .help = "tokens in the vocabulary", .required = true, .min = 1, .max = kBig},
+          c.model.vocab_size);
+  v.field(
+      Key{.name = "hidden_size", .help = "width of the residual stream", .required = true, .min = 1, .max = 1048576},
+      c.model.hidden_size);
+  v.field(Key{.name = "num_hidden_layers", .help = "transformer blocks", .required = true, .min = 1, .max = 10000},
+          c.model.num_hidden_layers);
+  v.field(Key{.name = "num_attention_heads", .help = "query heads", .required = true, .min = 1, .max = 65536},
+          c.model.num_attention_heads);
+  v.field(Key{.name = "num_key_value_heads",
+              .help = "key-value heads; 0: num_attention_heads",
+              .min = 0,
+              .max = 65536,
+              .model_type = "llama"},
+          c.model.num_key_value_heads);
+  v.field(Key{.name = "head_dim",
+              .help = "width of a head; 0: hidden_size / num_attention_heads",
+              .min = 0,
+              .max = 65536,
+              .model_type = "llama"},
+          c.model.head_dim);
+  v.field(Key{.name = "intermediate_size",
+              .help = "width of the MLP; gpt2: 0 means 4 * hidden_size",
+              .min = 0,
+              .max = 4194304},
+          c.model.intermediate_size);
+  v.field(Key{.name = "max_position_embeddings", .help = "longest sequence, in tokens", .min = 1, .max = kBig},
+          c.model.max_position_embeddings);
+  v.field(Key{.name = "rms_norm_eps",
+              .help = "epsilon of RMSNorm",
+              .min = 0,
+              .max = 1,
+              .open_min = true,
+              .model_type = "llama"},
+          c.model.rms_norm_eps);
+  v.field(Key{.name = "layer_norm_epsilon",
+              .help = "epsilon of LayerNorm",
+              .min = 0,
+              .max = 1,
+              .open_min = true,
+              .model_type = "gpt2"},
+          c.model.layer_norm_epsilon);
+  v.field(
+      Key{.name = "rope_theta", .help = "base of the rotary embedding", .min = 1, .max = 1e12, .model_type = "llama"},
+      c.model.rope_theta);
+  v.field(Key{.name = "hidden_act",
+              .help = "activation of the MLP; default silu for llama, gelu_new for gpt2",
+              .choices = {"silu", "gelu_new", "gelu_pytorch_tanh", "gelu"}},
+          c.model.hidden_act);
+  v.field(Key{.name = "tie_word_embeddings", .help = "the head shares the embedding's weight; default true for gpt2"},
+          c.model.tie_word_embeddings);
+  v.field(Key{.name = "attention_bias", .help = "biases in the attention's linears", .model_type = "llama"},
+          c.model.attention_bias);
+  v.field(Key{.name = "mlp_bias", .help = "biases in the MLP's linears", .model_type = "llama"}, c.model.mlp_bias);
+  v.field(Key{.name = "initializer_range", .help = "standard deviation of initial weights", .min = 0, .max = 10},
+          c.model.initializer_range);
+  v.field(Key{.name = "resid_pdrop",
+              .help = "dropout before each residual sum",
+              .min = 0,
+              .max = 1,
+              .open_max = true,
+              .model_type = "gpt2"},
+          c.model.resid_pdrop);
+  v.field(Key{.name = "embd_pdrop",
+              .help = "dropout of the embeddings",
+              .min = 0,
+              .max = 1,
+              .open_max = true,
+              .model_type = "gpt2"},
+          c.model.embd_pdrop);
+  v.field(Key{.name = "attn_pdrop",
+              .help = "dropout of attention probabilities",
+              .min = 0,
+              .max = 1,
+              .open_max = true,
+              .model_type = "gpt2"},
+          c.model.attn_pdrop);
+
+  v.section("data", "tokenizer and token files; paths are relative to where dstrain starts");
+  v.field(Key{.name = "tokenizer", .help = "tokenizer.json; its hash must match the token files"}, c.data.tokenizer);
+  v.field(Key{.name = "train", .help = "token files to train on: paths, globs or {path: ...}"}, c.data.train);
+  v.field(Key{.name = "eval", .help = "held-out token files: paths, globs or {path: ...}"}, c.data.eval);
+
+  v.section("training", "length of the run and size of a step");
+  v.field(Key{.name = "steps", .help = "optimizer steps", .required = true, .min = 1, .max = 1e12}, c.training.steps);
+  v.field(Key{.name = "sequence_length", .help = "tokens of a sample", .required = true, .min = 1, .max = 16777216},
+          c.training.sequence_length);
+  v.field(Key{.name = "global_batch_size",
+              .help = "samples a step, over all ranks and micro-batches",
+              .required = true,
+              .min = 1,
+              .max = 16777216},
+          c.training.global_batch_size);
+  v.field(Key{.name = "micro_batch_size",
+              .help = "samples of one forward on one data rank",
+              .required = true,
+              .min = 1,
+              .max = 1048576},
+          c.training.micro_batch_size);
+
+  v.section("parallel", "how ranks share the work; the product is the number of ranks");
+  v.field(Key{.name = "data", .help = "replicas of the model; 0: what is left of the ranks", .min = 0, .max = 1048576},
+          c.parallel.data);
+  v.field(Key{.name = "tensor", .help = "ranks that share each layer", .min = 1, .max = 65536}, c.parallel.tensor);
+  v.field(Key{.name = "context", .help = "ranks that share each sequence", .min = 1, .max = 1, .only = no_context},
+          c.parallel.context);
+  v.field(Key{.name = "pipeline", .help = "stages that the layers are split into", .min = 1, .max = 10000},
+          c.parallel.pipeline);
+  v.field(Key{.name = "expert", .help = "data ranks that share the experts", .min = 1, .max = 1, .only = no_expert},
+          c.parallel.expert);
+  v.field(Key{.name = "schedule", .help = "order of micro-batches in the pipeline", .choices = {"gpipe"}},
+          c.parallel.schedule);
+  v.field(Key{.name = "bucket_bytes", .help = "bytes of a gradient bucket", .min = 4096, .max = 1099511627776.0},
+          c.parallel.bucket_bytes);
+
+  v.section("optimizer", "the update");
+  v.field(Key{.name = "type", .help = "update rule", .choices = {"adamw"}}, c.optimizer.type);
+  v.field(Key{.name = "lr", .help = "peak learning rate", .min = 0, .max = 1000}, c.optimizer.lr);
+  v.field(Key{.name = "betas",
+              .help = "decay rates of the first and second moment",
+              .min = 0,
+              .max = 1,
+              .open_max = true,
+              .count = 2},
+          c.optimizer.betas);
+  v.field(Key{.name = "eps", .help = "added to the root of the second moment", .min = 0, .max = 1, .open_min = true},
+          c.optimizer.eps);
+  v.field(Key{.name = "weight_decay", .help = "decoupled decay of matrices; vectors have none", .min = 0, .max = 100},
+          c.optimizer.weight_decay);
+  v.field(Key{.name = "clip_grad_norm", .help = "largest global gradient norm; 0: no clipping", .min = 0, .max = 1e30},
+          c.optimizer.clip_grad_norm);
+
+  v.section("lr_schedule", "learning rate by step");
+  v.field(Key{.name = "type", .help = "shape after the warm-up", .choices = {"constant", "cosine", "wsd"}},
+          c.lr_schedule.type);
+  v.field(Key{.name = "warmup_steps", .help = "steps in which lr rises linearly from 0", .min = 0, .max = 1e12},
+          c.lr_schedule.warmup_steps);
+  v.field(Key{.name = "decay_steps", .help = "wsd: the last steps, in which lr falls to min_lr", .min = 0, .max = 1e12},
+          c.lr_schedule.decay_steps);
+  v.field(Key{.name = "min_lr", .help = "learning rate at the end", .min = 0, .max = 1000}, c.lr_schedule.min_lr);
+
+  v.section("precision", "number formats");
+  v.field(Key{.name = "compute",
+              .help = "format of weights and activations in ops",
+              .choices = {"float32"},
+              .only = no_precision},
+          c.precision.compute);
+  v.field(Key{.name = "master",
+              .help = "format of the weights that the optimizer updates",
+              .choices = {"float32"},
+              .only = no_precision},
+          c.precision.master);
+
+  v.section("eval", "evaluation on held-out data");
+  v.field(Key{.name = "every", .help = "steps between evaluations; 0: never", .min = 0, .max = 1e12}, c.eval.every);
+  v.field(Key{.name = "samples", .help = "samples of one evaluation; 0: all held-out data", .min = 0, .max = 1e12},
+          c.eval.samples);
+
+  v.section("guard", "what stops a run that goes wrong");
+  v.field(Key{.name = "on_nonfinite",
+              .help = "a loss or gradient norm that is not finite: abort, or skip the update",
+              .choices = {"abort", "skip"}},
+          c.guard.on_nonfinite);
+
+  v.section("checkpoint", "saving");
+  v.field(Key{.name = "every", .help = "steps between checkpoints; 0: only at the end", .min = 0, .max = 1e12},
+          c.checkpoint.every);
+  v.field(Key{.name = "async", .help = "write on another thread while training goes on"}, c.checkpoint.async);
+  v.field(Key{.name = "keep", .help = "newest checkpoints kept", .min = 1, .max = 1000000}, c.checkpoint.keep);
+}
+
+}  // namespace dstrain

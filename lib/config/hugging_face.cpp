@@ -1,0 +1,353 @@
+#include "lib/config/hugging_face.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <string_view>
+#include <vector>
+
+#include "lib/config/values.h"
+
+namespace dstrain {
+
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr std::uint64_t kJsonBytes = 1u << 20;
+constexpr int kJsonDepth = 32;
+
+// Keys that do not change what a forward or backward computes here.
+constexpr std::string_view kHarmless[] = {"_attn_implementation_autoset",
+                                          "_name_or_path",
+                                          "bad_words_ids",
+                                          "begin_suppress_tokens",
+                                          "bos_token_id",
+                                          "chunk_size_feed_forward",
+                                          "cross_attention_hidden_size",
+                                          "decoder_start_token_id",
+                                          "diversity_penalty",
+                                          "do_sample",
+                                          "dtype",
+                                          "early_stopping",
+                                          "encoder_no_repeat_ngram_size",
+                                          "eos_token_id",
+                                          "exponential_decay_length_penalty",
+                                          "finetuning_task",
+                                          "forced_bos_token_id",
+                                          "forced_eos_token_id",
+                                          "gradient_checkpointing",
+                                          "id2label",
+                                          "keys_to_ignore_at_inference",
+                                          "label2id",
+                                          "length_penalty",
+                                          "max_length",
+                                          "min_length",
+                                          "model_type",
+                                          "name_or_path",
+                                          "no_repeat_ngram_size",
+                                          "num_beam_groups",
+                                          "num_beams",
+                                          "num_return_sequences",
+                                          "output_attentions",
+                                          "output_hidden_states",
+                                          "output_scores",
+                                          "pad_token_id",
+                                          "prefix",
+                                          "problem_type",
+                                          "remove_invalid_values",
+                                          "repetition_penalty",
+                                          "return_dict",
+                                          "return_dict_in_generate",
+                                          "sep_token_id",
+                                          "summary_activation",
+                                          "summary_first_dropout",
+                                          "summary_proj_to_labels",
+                                          "summary_type",
+                                          "summary_use_proj",
+                                          "suppress_tokens",
+                                          "task_specific_params",
+                                          "temperature",
+                                          "tie_encoder_decoder",
+                                          "tokenizer_class",
+                                          "top_k",
+                                          "top_p",
+                                          "torch_dtype",
+                                          "torchscript",
+                                          "transformers_version",
+                                          "typical_p",
+                                          "use_bfloat16",
+                                          "use_cache"};
+
+// Keys that are accepted with these values only. Values are JSON text.
+struct Fixed {
+  std::string_view model;  // "" all
+  std::string_view key;
+  std::vector<std::string_view> values;
+};
+const std::vector<Fixed>& fixed_keys() {
+  static const std::vector<Fixed> table = {
+      {"", "quantization_config", {"null"}},
+      {"", "is_encoder_decoder", {"false"}},
+      {"", "is_decoder", {"false", "true"}},
+      {"", "add_cross_attention", {"false"}},
+      {"", "pruned_heads", {"{}"}},
+      {"llama", "architectures", {"null", R"(["LlamaForCausalLM"])"}},
+      {"llama", "pretraining_tp", {"1"}},
+      {"llama", "attention_dropout", {"0", "0.0"}},
+      {"llama", "partial_rotary_factor", {"1", "1.0"}},
+      {"gpt2", "architectures", {"null", R"(["GPT2LMHeadModel"])"}},
+      {"gpt2", "scale_attn_weights", {"true"}},
+      {"gpt2", "scale_attn_by_inverse_layer_idx", {"false"}},
+      {"gpt2", "reorder_and_upcast_attn", {"false"}},
+  };
+  return table;
+}
+
+// JSON key -> our key. Where two JSON keys name one of ours (GPT-2's attribute_map), they must agree.
+struct Name {
+  std::string_view json;
+  std::string_view ours;
+};
+constexpr Name kLlama[] = {{"vocab_size", "vocab_size"},
+                           {"hidden_size", "hidden_size"},
+                           {"num_hidden_layers", "num_hidden_layers"},
+                           {"num_attention_heads", "num_attention_heads"},
+                           {"num_key_value_heads", "num_key_value_heads"},
+                           {"head_dim", "head_dim"},
+                           {"intermediate_size", "intermediate_size"},
+                           {"max_position_embeddings", "max_position_embeddings"},
+                           {"rms_norm_eps", "rms_norm_eps"},
+                           {"rope_theta", "rope_theta"},
+                           {"hidden_act", "hidden_act"},
+                           {"tie_word_embeddings", "tie_word_embeddings"},
+                           {"attention_bias", "attention_bias"},
+                           {"mlp_bias", "mlp_bias"},
+                           {"initializer_range", "initializer_range"}};
+constexpr Name kGpt2[] = {{"vocab_size", "vocab_size"},
+                          {"n_embd", "hidden_size"},
+                          {"hidden_size", "hidden_size"},
+                          {"n_layer", "num_hidden_layers"},
+                          {"num_hidden_layers", "num_hidden_layers"},
+                          {"n_head", "num_attention_heads"},
+                          {"num_attention_heads", "num_attention_heads"},
+                          {"n_inner", "intermediate_size"},
+                          {"n_positions", "max_position_embeddings"},
+                          {"n_ctx", "max_position_embeddings"},
+                          {"max_position_embeddings", "max_position_embeddings"},
+                          {"layer_norm_epsilon", "layer_norm_epsilon"},
+                          {"activation_function", "hidden_act"},
+                          {"tie_word_embeddings", "tie_word_embeddings"},
+                          {"initializer_range", "initializer_range"},
+                          {"resid_pdrop", "resid_pdrop"},
+                          {"embd_pdrop", "embd_pdrop"},
+                          {"attn_pdrop", "attn_pdrop"}};
+
+ModelConfig llama_defaults() {
+  ModelConfig m;
+  m.type = "llama";
+  m.vocab_size = 32000;
+  m.hidden_size = 4096;
+  m.num_hidden_layers = 32;
+  m.num_attention_heads = 32;
+  m.intermediate_size = 11008;
+  m.max_position_embeddings = 2048;
+  m.hidden_act = "silu";
+  return m;
+}
+
+ModelConfig gpt2_defaults() {
+  ModelConfig m;
+  m.type = "gpt2";
+  m.vocab_size = 50257;
+  m.hidden_size = 768;
+  m.num_hidden_layers = 12;
+  m.num_attention_heads = 12;
+  m.max_position_embeddings = 1024;
+  m.hidden_act = "gelu_new";
+  m.tie_word_embeddings = true;
+  m.resid_pdrop = m.embd_pdrop = m.attn_pdrop = 0.1;
+  return m;
+}
+
+std::string shown_json(const Json& value) { return shown(value.dump(-1, ' ', false, Json::error_handler_t::replace)); }
+
+// Refuses duplicate keys and deep nesting, which nlohmann's tree would hide.
+Json parse_json(const std::string& text, const std::string& path) {
+  std::vector<std::set<std::string>> keys;
+  const auto watch = [&](int depth, Json::parse_event_t event, Json& value) {
+    require(depth <= kJsonDepth, ExitCode::usage, "{}: nested deeper than {} levels", path, kJsonDepth);
+    if (event == Json::parse_event_t::object_start) keys.emplace_back();
+    if (event == Json::parse_event_t::object_end) keys.pop_back();
+    if (event == Json::parse_event_t::key)
+      require(keys.back().insert(value.get<std::string>()).second, ExitCode::usage, "{}: {}: given twice", path,
+              shown(value.get<std::string>()));
+    return true;
+  };
+  try {
+    return Json::parse(text, watch);
+  } catch (const Json::exception& e) {
+    fail(ExitCode::usage, "{}: not valid JSON: {}", path, shown(std::string_view(e.what())));
+  }
+}
+
+// Reads one JSON value into the field of fields.h with that name.
+struct Assign {
+  std::string_view name;
+  const Json& value;
+  std::string error;  // out
+  bool in_model = false;
+
+  void section(const char* section_name, const char*) { in_model = std::string_view(section_name) == "model"; }
+  template <class T>
+  void field(const Key& key, T& target) {
+    if (in_model && name == key.name) assign(key, target);
+  }
+
+  void assign(const Key& key, std::int64_t& target) {
+    if (value.is_null() && key.min == 0) return;  // n_inner, head_dim, num_key_value_heads: derived
+    if (!value.is_number_integer()) return wrong("an integer");
+    const bool huge = value.is_number_unsigned() && value.get<std::uint64_t>() > INT64_MAX;
+    if (huge || !in_range(key, static_cast<double>(value.get<std::int64_t>())))
+      return wrong("an integer " + range_text(key));
+    target = value.get<std::int64_t>();
+  }
+  void assign(const Key& key, double& target) {
+    if (!value.is_number() || !in_range(key, value.get<double>())) return wrong("a number " + range_text(key));
+    target = value.get<double>();
+  }
+  void assign(const Key&, bool& target) {
+    if (!value.is_boolean()) return wrong("true or false");
+    target = value.get<bool>();
+  }
+  void assign(const Key& key, std::string& target) {
+    std::string list;
+    for (const auto c : key.choices) {
+      list += (list.empty() ? "" : ", ") + std::string(c);
+      if (value.is_string() && value.get<std::string>() == c) {
+        target = c;
+        return;
+      }
+    }
+    wrong("one of " + list);
+  }
+  template <class T>
+  void assign(const Key&, T&) {
+    check(false, "config.json maps to key '{}' of a type that it cannot have", std::string(name));
+  }
+  void wrong(const std::string& expected) { error = format("expected {}, found {}", expected, shown_json(value)); }
+};
+
+// rope_scaling (transformers 4) or rope_parameters (5): only the plain rotary embedding.
+void read_rope(const Json& value, const std::string& name, const Json& root, ModelConfig& model,
+               std::vector<std::string>& errors) {
+  if (value.is_null()) return;
+  if (!value.is_object()) {
+    errors.push_back(format("{}: expected a mapping, found {}", name, shown_json(value)));
+    return;
+  }
+  for (const auto& [key, v] : value.items()) {
+    const std::string path = name + "." + shown(key);
+    if (key == "rope_type" || key == "type") {
+      if (v != Json("default"))
+        errors.push_back(format("{}: {} is not supported; only default is", path, shown_json(v)));
+    } else if (key == "rope_theta") {
+      Assign assign{"rope_theta", v, {}};
+      Config config;
+      visit_fields(config, assign);
+      if (!assign.error.empty())
+        errors.push_back(path + ": " + assign.error);
+      else if (root.contains("rope_theta") && root["rope_theta"] != v)
+        errors.push_back(
+            format("{}: {} differs from rope_theta: {}", path, shown_json(v), shown_json(root["rope_theta"])));
+      else
+        model.rope_theta = config.model.rope_theta;
+    } else if (key == "partial_rotary_factor" && v.is_number() && v.get<double>() == 1.0) {
+      continue;
+    } else {
+      errors.push_back(format("{}: {} is not supported", path, shown_json(v)));
+    }
+  }
+}
+
+}  // namespace
+
+ModelConfig model_from_json(const std::string& text, const std::string& path) {
+  const Json root = parse_json(text, path);
+  require(root.is_object(), ExitCode::usage, "{}: expected a mapping, found {}", path, shown_json(root));
+  const Json type = root.value("model_type", Json());
+  const bool llama = type == Json("llama");
+  require(llama || type == Json("gpt2"), ExitCode::usage, "{}: model_type: {} is not supported; llama and gpt2 are",
+          path, shown_json(type));
+
+  Config config;
+  config.model = llama ? llama_defaults() : gpt2_defaults();
+  ModelConfig& model = config.model;
+  std::vector<std::string> errors;
+  std::set<std::string, std::less<>> taken;  // our keys
+  const auto names = llama ? std::vector<Name>(std::begin(kLlama), std::end(kLlama))
+                           : std::vector<Name>(std::begin(kGpt2), std::end(kGpt2));
+  const auto first_use = [&](std::string_view ours) {
+    for (const auto& n : names)
+      if (n.ours == ours && root.contains(std::string(n.json))) return n.json;
+    return std::string_view{};
+  };
+  for (const auto& [key, value] : root.items()) {
+    const auto name =
+        std::find_if(names.begin(), names.end(), [&, k = std::string_view(key)](const Name& n) { return n.json == k; });
+    if (name != names.end()) {
+      const std::string first(first_use(name->ours));
+      if (first != key && root[first] != value) {
+        errors.push_back(format("{}: {} differs from {}: {}", key, shown_json(value), first, shown_json(root[first])));
+        continue;
+      }
+      Assign assign{name->ours, value, {}};
+      visit_fields(config, assign);
+      if (!assign.error.empty()) errors.push_back(key + ": " + assign.error);
+      continue;
+    }
+    if (llama && (key == "rope_scaling" || key == "rope_parameters")) {
+      read_rope(value, key, root, model, errors);
+      continue;
+    }
+    bool known = std::find(std::begin(kHarmless), std::end(kHarmless), std::string_view(key)) != std::end(kHarmless);
+    for (const auto& fixed : fixed_keys()) {
+      if (fixed.key != key || !(fixed.model.empty() || fixed.model == model.type)) continue;
+      known = true;
+      std::string list;
+      bool accepted = false;
+      for (const auto v : fixed.values) {
+        accepted = accepted || value == Json::parse(v);
+        list += (list.empty() ? "" : " or ") + std::string(v);
+      }
+      if (!accepted) errors.push_back(format("{}: {} is not supported; only {} is", key, shown_json(value), list));
+    }
+    if (!known)
+      errors.push_back(
+          format("{}: {}: unknown key; it may change what the model computes", shown(key), shown_json(value)));
+  }
+  if (errors.empty()) {
+    const auto& act = model.hidden_act;
+    if (llama && act != "silu") errors.push_back(format("hidden_act: \"{}\" is not supported; only silu is", act));
+    if (!llama && act == "silu")
+      errors.push_back("activation_function: \"silu\" is not supported; gelu_new, gelu_pytorch_tanh and gelu are");
+  }
+  std::string lines;
+  for (const auto& e : errors) lines += (lines.empty() ? "" : "\n") + path + ": " + e;
+  if (!lines.empty()) throw Error(ExitCode::usage, lines);
+  model.from = path;
+  return model;
+}
+
+ModelConfig model_from_hugging_face(const Files& files, const std::string& path) {
+  std::string text;
+  try {
+    text = read_file(files, path, kJsonBytes);
+  } catch (const FileError& e) {
+    throw Error(ExitCode::usage, e.what());
+  }
+  return model_from_json(text, path);
+}
+
+}  // namespace dstrain

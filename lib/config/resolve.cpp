@@ -1,0 +1,212 @@
+#include "lib/config/resolve.h"
+
+#include <algorithm>
+#include <functional>
+#include <tuple>
+
+#include "lib/config/values.h"
+
+namespace dstrain {
+
+namespace {
+
+using std::int64_t;
+
+// Values in [1, limit] nearest to `value` that satisfy `good`: the next above and below. "" when there are none.
+std::string neighbours(int64_t value, int64_t limit, const std::function<bool(int64_t)>& good) {
+  constexpr int64_t kSearch = 100000;
+  std::string above, below;
+  for (int64_t v = std::max<int64_t>(value + 1, 1); v <= std::min(limit, value + kSearch) && above.empty(); ++v)
+    if (good(v)) above = format("{}", v);
+  for (int64_t v = std::min(value - 1, limit); v >= std::max<int64_t>(1, value - kSearch) && below.empty(); --v)
+    if (good(v)) below = format("{}", v);
+  if (above.empty() && below.empty()) return "";
+  return format("; did you mean {}?", above.empty() ? below : below.empty() ? above : above + " or " + below);
+}
+
+class Rules {
+ public:
+  explicit Rules(const Loaded& loaded) : loaded_(loaded) {}
+
+  // The value with its place, for the second half of a message: "model.num_attention_heads: 16 (job.yaml:2:80)".
+  std::string with_place(const std::string& key, const std::string& value) const {
+    return format("{}: {} ({})", key, value, loaded_.origin(key).text);
+  }
+  std::string with_place(const std::string& key, int64_t value) const { return with_place(key, format("{}", value)); }
+
+  const std::string& place(const std::string& key) const { return loaded_.origin(key).text; }
+
+  void broken(const std::string& key, const std::string& message) {
+    const Origin& o = loaded_.origin(key);
+    std::string place = o.text;
+    if (o.kind == Origin::Kind::defaulted) place = loaded_.path;
+    lines_.push_back({static_cast<int>(o.kind), o.line, o.column,
+                      format("{}: {}: {}{}", place, key, message,
+                             o.kind == Origin::Kind::defaulted ? " (" + key + " is the default)" : "")});
+  }
+  // `key` must divide `of`; the values suggested satisfy `also` as well.
+  void divides(
+      const std::string& key, int64_t value, const std::string& of, int64_t total,
+      const std::function<bool(int64_t)>& also = [](int64_t) { return true; }) {
+    if (total % value == 0) return;
+    broken(key, format("{} does not divide {}{}", value, with_place(of, total),
+                       neighbours(value, total, [&](int64_t v) { return total % v == 0 && also(v); })));
+  }
+  void at_most(const std::string& key, int64_t value, const std::string& of, int64_t limit) {
+    if (value > limit) broken(key, format("{} is more than {}", value, with_place(of, limit)));
+  }
+  void throw_if_any() {
+    if (lines_.empty()) return;
+    std::stable_sort(lines_.begin(), lines_.end(), [](const Line& a, const Line& b) {
+      return std::tie(a.kind, a.line, a.column) < std::tie(b.kind, b.line, b.column);
+    });
+    std::string text;
+    for (const auto& l : lines_) text += (text.empty() ? "" : "\n") + l.text;
+    throw Error(ExitCode::usage, text);
+  }
+
+ private:
+  struct Line {
+    int kind, line, column;
+    std::string text;
+  };
+  const Loaded& loaded_;
+  std::vector<Line> lines_;
+};
+
+void resolve_mesh(Config& c, int ranks, Rules& rules) {
+  ParallelConfig& p = c.parallel;
+  const int64_t fixed = p.tensor * p.context * p.pipeline;
+  const std::string product =
+      format("parallel.tensor * context * pipeline: {} * {} * {} = {}", p.tensor, p.context, p.pipeline, fixed);
+  if (p.data == 0) {
+    if (ranks % fixed == 0) {
+      p.data = ranks / fixed;
+      return;
+    }
+    const std::string key = p.tensor > 1 ? "parallel.tensor" : "parallel.pipeline";
+    rules.broken(key, format("{} ranks cannot be shared out: {} does not divide {}; start {} or {} ranks", ranks,
+                             product, ranks, std::max<int64_t>(1, ranks / fixed) * fixed, (ranks / fixed + 1) * fixed));
+    p.data = 1;
+    return;
+  }
+  if (p.data * fixed == ranks) return;
+  rules.broken("parallel.data",
+               format("{} times {} makes {} ranks, but there are {}; start {} ranks{}", p.data, product, p.data * fixed,
+                      ranks, p.data * fixed, ranks % fixed == 0 ? format(", or set it to {}", ranks / fixed) : ""));
+}
+
+void resolve_model(ModelConfig& m, const ParallelConfig& p, const Loaded& loaded, Rules& rules) {
+  const std::string heads = "model.num_attention_heads", kv = "model.num_key_value_heads";
+  const bool llama = m.type == "llama";
+  if (m.head_dim == 0) {
+    if (m.hidden_size % m.num_attention_heads != 0)
+      rules.broken(heads, format("{} does not divide {}{}{}", m.num_attention_heads,
+                                 rules.with_place("model.hidden_size", m.hidden_size),
+                                 neighbours(m.num_attention_heads, m.hidden_size,
+                                            [&](int64_t v) {
+                                              return m.hidden_size % v == 0 && v % p.tensor == 0 &&
+                                                     (!llama || m.hidden_size / v % 2 == 0);
+                                            }),
+                                 llama ? " Or give model.head_dim" : ""));
+    m.head_dim = std::max<int64_t>(1, m.hidden_size / m.num_attention_heads);
+  }
+  if (llama && m.head_dim % 2 != 0 && m.hidden_size % m.num_attention_heads == 0)
+    rules.broken(loaded.origin("model.head_dim").kind == Origin::Kind::defaulted ? heads : "model.head_dim",
+                 format("a head of width {} cannot be rotated; the rotary embedding needs an even one", m.head_dim));
+  if (m.num_key_value_heads == 0) m.num_key_value_heads = m.num_attention_heads;
+  rules.divides(kv, m.num_key_value_heads, heads, m.num_attention_heads);
+  if (m.intermediate_size == 0) {
+    if (llama) rules.broken("model.intermediate_size", "missing; llama has no default");
+    m.intermediate_size = 4 * m.hidden_size;
+  }
+  if (m.hidden_act.empty()) m.hidden_act = llama ? "silu" : "gelu_new";
+  if (llama != (m.hidden_act == "silu"))
+    rules.broken("model.hidden_act", format("{} is not an activation of model.type {}; {}", m.hidden_act, m.type,
+                                            llama ? "silu is" : "gelu_new, gelu_pytorch_tanh and gelu are"));
+
+  const auto tensor_fits = [&](int64_t t) {
+    return m.num_attention_heads % t == 0 && m.intermediate_size % t == 0 &&
+           (m.num_key_value_heads % t == 0 || t % m.num_key_value_heads == 0);
+  };
+  rules.divides("parallel.tensor", p.tensor, heads, m.num_attention_heads, tensor_fits);
+  if (m.num_key_value_heads != m.num_attention_heads && m.num_key_value_heads % p.tensor != 0 &&
+      p.tensor % m.num_key_value_heads != 0)
+    rules.broken("parallel.tensor", format("{} neither divides nor is a multiple of {}{}", p.tensor,
+                                           rules.with_place(kv, m.num_key_value_heads),
+                                           neighbours(p.tensor, m.num_attention_heads, tensor_fits)));
+  rules.divides("parallel.tensor", p.tensor, "model.intermediate_size", m.intermediate_size, tensor_fits);
+  rules.at_most("parallel.pipeline", p.pipeline, "model.num_hidden_layers", m.num_hidden_layers);
+}
+
+void resolve_training(const Config& c, Rules& rules) {
+  const TrainingConfig& t = c.training;
+  const std::string global = "training.global_batch_size";
+  const int64_t step = c.parallel.data * t.micro_batch_size;
+  if (t.global_batch_size % step != 0) {
+    const int64_t whole = t.global_batch_size / step * step;
+    rules.broken(
+        global,
+        format("{} is not a multiple of parallel.data * training.micro_batch_size: {} * {} = {} ({}); did you "
+               "mean {}{}?",
+               t.global_batch_size, c.parallel.data, t.micro_batch_size, step, rules.place("training.micro_batch_size"),
+               whole + step, whole > 0 ? format(" or {}", whole) : ""));
+  }
+  rules.at_most("training.sequence_length", t.sequence_length, "model.max_position_embeddings",
+                c.model.max_position_embeddings);
+
+  const LrScheduleConfig& s = c.lr_schedule;
+  rules.at_most("lr_schedule.warmup_steps", s.warmup_steps, "training.steps", t.steps);
+  if (s.type == "wsd") {
+    if (s.decay_steps == 0)
+      rules.broken("lr_schedule.decay_steps", "missing; wsd needs the number of steps in which lr falls");
+    else if (s.warmup_steps + s.decay_steps > t.steps)
+      rules.broken("lr_schedule.decay_steps", format("{} and {} together are more than {}", s.decay_steps,
+                                                     rules.with_place("lr_schedule.warmup_steps", s.warmup_steps),
+                                                     rules.with_place("training.steps", t.steps)));
+  } else if (s.decay_steps != 0) {
+    rules.broken("lr_schedule.decay_steps",
+                 format("only wsd has decay steps, not {}", rules.with_place("lr_schedule.type", s.type)));
+  }
+  if (s.min_lr > c.optimizer.lr)
+    rules.broken("lr_schedule.min_lr", format("{} is more than {}", real_text(s.min_lr),
+                                              rules.with_place("optimizer.lr", real_text(c.optimizer.lr))));
+  if (c.eval.every > 0 && c.data.eval.empty())
+    rules.broken("eval.every", "there is nothing to evaluate on; data.eval names no file");
+}
+
+// Keys that mean nothing for the chosen model are refused, not ignored.
+struct Meaningless {
+  const Loaded& loaded;
+  Rules& rules;
+  std::string current;
+
+  void section(const char* name, const char*) { current = name; }
+  template <class T>
+  void field(const Key& key, T&) {
+    const std::string path = current + "." + key.name;
+    const auto kind = loaded.origin(path).kind;
+    if (!*key.model_type || loaded.config.model.type == key.model_type) return;
+    if (kind == Origin::Kind::file || kind == Origin::Kind::overridden)
+      rules.broken(path, format("only model.type {} has it, not {}", key.model_type,
+                                rules.with_place("model.type", loaded.config.model.type)));
+  }
+};
+
+}  // namespace
+
+Config resolve(const Loaded& loaded, int ranks) {
+  check(ranks >= 1, "resolve for {} ranks", ranks);
+  Config c = loaded.config;
+  Rules rules(loaded);
+  Meaningless meaningless{loaded, rules, ""};
+  visit_fields(c, meaningless);
+  resolve_mesh(c, ranks, rules);
+  resolve_model(c.model, c.parallel, loaded, rules);
+  resolve_training(c, rules);
+  rules.throw_if_any();
+  c.model.from.clear();
+  return c;
+}
+
+}  // namespace dstrain
