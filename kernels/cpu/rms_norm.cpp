@@ -1,0 +1,76 @@
+#include "kernels/rms_norm.h"
+
+#include <cmath>
+
+#include "kernels/cpu/column_sums.h"
+
+namespace dstrain {
+
+void run(Cpu, Stream& stream, const RmsNormForward& op) {
+  const Index rows = op.x.dim(0), columns = op.x.dim(1);
+  const ArenaScope scope(stream.workspace());
+  const float* const weight = cpu::as_f32(stream, op.weight);
+  float* const rstds = op.rstd.as<float>();
+  cpu::dispatch_float(op.x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::parallel_rows(stream, rows, columns, [&](Index i) {
+      const T* x = cpu::row<T>(op.x, i);
+      if (op.branch.defined()) {
+        const T* const branch = cpu::row<T>(op.branch, i);
+        T* const sum = cpu::row<T>(op.sum, i);
+#pragma omp simd
+        for (Index c = 0; c < columns; ++c) sum[c] = static_cast<T>(cpu::to_float(x[c]) + cpu::to_float(branch[c]));
+        x = sum;
+      }
+      float squares = 0;
+#pragma omp simd reduction(+ : squares)
+      for (Index c = 0; c < columns; ++c) squares += cpu::to_float(x[c]) * cpu::to_float(x[c]);
+      const float rstd = 1.0f / std::sqrt(squares / static_cast<float>(columns) + op.eps);
+      rstds[i] = rstd;
+      T* const y = cpu::row<T>(op.y, i);
+#pragma omp simd
+      for (Index c = 0; c < columns; ++c) {
+        y[c] = static_cast<T>(cpu::to_float(static_cast<T>(cpu::to_float(x[c]) * rstd)) * weight[c]);
+      }
+    });
+  });
+}
+
+// With n = x rstd and g = dy weight: dx = rstd (g - n mean(g n)) + dresidual.
+void run(Cpu, Stream& stream, const RmsNormBackward& op) {
+  const Index rows = op.x.dim(0), columns = op.x.dim(1);
+  const ArenaScope scope(stream.workspace());
+  const float* const weight = cpu::as_f32(stream, op.weight);
+  const float* const rstds = op.rstd.as<float>();
+  cpu::dispatch_float(op.x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    float* const sums[] = {op.dweight.as<float>()};
+    cpu::column_sums(stream, rows, columns, op.write, sums, [&](Index i, float* dweight) {
+      const T* const x = cpu::row<T>(op.x, i);
+      const T* const dy = cpu::row<T>(op.dy, i);
+      const float rstd = rstds[i];
+      float dot = 0;
+#pragma omp simd reduction(+ : dot)
+      for (Index c = 0; c < columns; ++c) {
+        const float scaled = cpu::to_float(dy[c]) * (cpu::to_float(x[c]) * rstd);
+        dot += scaled * weight[c];
+        dweight[c] += scaled;
+      }
+      const float mean = dot / static_cast<float>(columns);
+      T* const dx = cpu::row<T>(op.dx, i);
+      const auto gradient = [&](Index c) {
+        return rstd * (cpu::to_float(dy[c]) * weight[c] - cpu::to_float(x[c]) * rstd * mean);
+      };
+      if (op.dresidual.defined()) {
+        const T* const dresidual = cpu::row<T>(op.dresidual, i);
+#pragma omp simd
+        for (Index c = 0; c < columns; ++c) dx[c] = static_cast<T>(gradient(c) + cpu::to_float(dresidual[c]));
+      } else {
+#pragma omp simd
+        for (Index c = 0; c < columns; ++c) dx[c] = static_cast<T>(gradient(c));
+      }
+    });
+  });
+}
+
+}  // namespace dstrain
