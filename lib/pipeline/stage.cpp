@@ -68,6 +68,12 @@ void Stage::backward(Stream& stream, int slot, const Batch& batch, const PassOpt
   release(slot);
 }
 
+void Stage::logits(Stream& stream, const Tensor& normalised, const Tensor& out) {
+  check(last_, "logits of a stage without a head");
+  Context c = context(stream, slots_.front(), {});
+  model_.head->logits(c, normalised, out);
+}
+
 void Stage::release(int slot) {
   Slot& s = slots_.at(static_cast<std::size_t>(slot));
   s.saved.clear();

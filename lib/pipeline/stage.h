@@ -45,6 +45,8 @@ class Stage {
   Tensor gradient(Index rows) const { return gradient_.slice(0, 0, rows); }
   // Runs the layers backwards and empties the slot. On the last stage adds the loss to options.loss.
   void backward(Stream& stream, int slot, const Batch& batch, const PassOptions& options);
+  // This tensor rank's columns of the logits of rows of output(): `out` is (rows, local vocabulary). Last stage only.
+  void logits(Stream& stream, const Tensor& normalised, const Tensor& out);
   // Forgets the slot's activations: after a forward without backward.
   void release(int slot);
 

@@ -1,0 +1,52 @@
+// dstrain doctor: what this machine and build can do, and what is missing.
+
+#include <sys/statvfs.h>
+
+#include <cstdio>
+#include <fstream>
+#include <string>
+
+#include "apps/commands.h"
+#include "kernels/cpu/blas.h"
+#include "lib/comm/world.h"
+#include "lib/core/build.h"
+#include "lib/observe/progress.h"
+
+namespace dstrain {
+
+namespace {
+
+std::string proc_value(const char* file, const std::string& key) {
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);)
+    if (line.rfind(key, 0) == 0) {
+      const auto colon = line.find(':');
+      const auto begin = line.find_first_not_of(" \t", colon + 1);
+      return begin == std::string::npos ? "" : line.substr(begin);
+    }
+  return "unknown";
+}
+
+void row(const char* what, const std::string& value) { std::printf("%-18s %s\n", what, value.c_str()); }
+
+ExitCode doctor() {
+  const auto world = World::make();
+  if (world->rank() != 0) return ExitCode::ok;
+  row("dstrain", format("{} ({}, {})", build::version, build::compiler, build::type));
+  row("processor", proc_value("/proc/cpuinfo", "model name"));
+  row("cores", format("{} usable", available_cores()));
+  row("memory", proc_value("/proc/meminfo", "MemAvailable") + " available");
+  row("world", format("{} rank(s), {}", world->size(), world->kind()));
+  row("BLAS", format("{}, kernel {}", blas_name(), blas_kernel()));
+  if (blas_kernel_is_slow())
+    row("  warning", "this kernel is slower than the processor allows; " + blas_advice());
+  row("CUDA", build::cuda ? "built in" : "not built in");
+  row("left out", build::left_out);
+  return ExitCode::ok;
+}
+
+}  // namespace
+
+RunCommand add_doctor(CLI::App&) { return doctor; }
+
+}  // namespace dstrain

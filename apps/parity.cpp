@@ -1,0 +1,238 @@
+// dstrain parity DIR: forward, backward and optimizer steps against stored results of another program.
+// DIR holds config.json, model.safetensors and golden.safetensors; docs/parity.md defines errors and bounds.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "apps/commands.h"
+#include "lib/config/resolve.h"
+#include "lib/train/plan.h"
+#include "lib/train/weights.h"
+
+namespace dstrain {
+
+namespace {
+
+constexpr double kLr = 1e-3;  // of the recorded training
+
+// One line of the table.
+struct Row {
+  std::string name;
+  double error = 0;           // max |a - b| / max |reference|
+  Index over = 0;             // elements over the tolerance
+  Index count = 0;
+  double largest = 0;         // max |a - b|
+  bool pass = true;
+};
+
+Row compare(const std::string& name, std::span<const float> ours, std::span<const float> reference, double tolerance) {
+  require(ours.size() == reference.size(), ExitCode::data, "{}: {} values here, {} in the reference", name, ours.size(),
+          reference.size());
+  Row row{.name = name, .count = static_cast<Index>(ours.size())};
+  double scale = 0;
+  for (const float r : reference) scale = std::max(scale, std::fabs(static_cast<double>(r)));
+  for (std::size_t i = 0; i < ours.size(); ++i) {
+    double difference = std::fabs(static_cast<double>(ours[i]) - static_cast<double>(reference[i]));
+    if (std::isnan(difference)) difference = std::numeric_limits<double>::infinity();
+    if (difference > tolerance * scale) ++row.over;
+    row.largest = std::max(row.largest, difference);
+  }
+  row.error = scale > 0 ? row.largest / scale : row.largest;
+  row.pass = row.error <= tolerance;
+  return row;
+}
+
+// A weight after training: Adam turns rounding noise of almost-zero gradients into whole updates, so a few elements
+// may be over the tolerance, and none may be further off than the updates can carry it.
+Row compare_final(const std::string& name, std::span<const float> ours, std::span<const float> reference,
+                  double tolerance, Index steps, bool key_bias) {
+  Row row = compare(name, ours, reference, tolerance);
+  const Index allowed = std::max<Index>(2, row.count / 500);
+  row.pass = (key_bias || row.over <= allowed) && row.largest <= 2 * kLr * static_cast<double>(steps);
+  return row;
+}
+
+// input_ids (steps, B, T) of one step as a micro-batch; the last position predicts nothing.
+struct Samples {
+  Index batch, length;
+  std::vector<std::int32_t> tokens, targets, positions;
+  std::vector<std::int64_t> sample_ids, row_sample_ids;
+  std::vector<float> weights;
+
+  Samples(std::span<const std::int64_t> ids, Index b, Index t, Index vocabulary, const std::string& path)
+      : batch(b), length(t) {
+    for (Index i = 0; i < b * t; ++i) {
+      const std::int64_t id = ids[static_cast<std::size_t>(i)];
+      require(0 <= id && id < vocabulary, ExitCode::data, "{}: input_ids holds {}, the vocabulary has {}", path, id,
+              vocabulary);
+      const bool last = i % t == t - 1;
+      tokens.push_back(static_cast<std::int32_t>(id));
+      targets.push_back(last ? 0 : static_cast<std::int32_t>(ids[static_cast<std::size_t>(i + 1)]));
+      positions.push_back(static_cast<std::int32_t>(i % t));
+      weights.push_back(last ? 0.0f : 1.0f);
+      row_sample_ids.push_back(i / t);
+    }
+    for (Index s = 0; s < b; ++s) sample_ids.push_back(s);
+  }
+
+  Batch view() {
+    const auto tensor = [](auto& v, DType t) { return Tensor(v.data(), t, Device::cpu, {static_cast<Index>(v.size())}); };
+    return {.batch = batch,
+            .length = length,
+            .tokens = tensor(tokens, DType::i32),
+            .targets = tensor(targets, DType::i32),
+            .positions = tensor(positions, DType::i32),
+            .sample_ids = tensor(sample_ids, DType::i64),
+            .row_sample_ids = tensor(row_sample_ids, DType::i64),
+            .loss_weights = tensor(weights, DType::f32)};
+  }
+  double valid() const { return static_cast<double>(batch * (length - 1)); }
+};
+
+class Parity {
+ public:
+  Parity(const std::string& directory, double tolerance)
+      : tolerance_(tolerance),
+        directory_(directory),
+        golden_(system_files(), join_path(directory, "golden.safetensors")) {}
+
+  ExitCode run() {
+    const Shape ids = golden_.entry("input_ids").shape;
+    require(ids.rank() == 3 && ids[0] > 0 && ids[2] > 1, ExitCode::data, "{}: input_ids has shape {}", golden_.path(),
+            ids.to_string());
+    const Index steps = ids[0], batch = ids[1], length = ids[2];
+    const Config config = job(steps, batch, length);
+    const std::vector<std::int64_t> tokens = golden_.read_i64("input_ids");
+    const auto samples = [&](Index step) {
+      return Samples(std::span(tokens).subspan(static_cast<std::size_t>(step * batch * length),
+                                               static_cast<std::size_t>(batch * length)),
+                     batch, length, config.model.vocab_size, golden_.path());
+    };
+
+    const auto world = World::make();
+    require(world->size() == 1, ExitCode::usage, "parity runs on one rank, there are {}", world->size());
+    const Mesh mesh{MeshSizes{}};
+    Engine engine(config, *world, mesh, Device::cpu, available_cores(), plan_rank(config, mesh, 0).sizes);
+    engine.initialize(1);
+    const SafetensorsModel weights(system_files(), join_path(directory_, "model.safetensors"));
+    check_all_used(config.model, weights);
+    load_weights(engine.stage().model(), weights);
+
+    Samples first = samples(0);
+    compare_logits(engine, config, first);
+    compare_gradients(engine, first);
+    compare_training(engine, steps, samples);
+    return print();
+  }
+
+ private:
+  Config job(Index steps, Index batch, Index length) const {
+    const std::string yaml = format(
+        "run: {{ dir: unused }}\nmodel: {{ from: '{}' }}\n"
+        "training: {{ steps: {}, sequence_length: {}, global_batch_size: {}, micro_batch_size: {} }}\n"
+        "data: {{ train: [unused] }}\n"
+        "optimizer: {{ lr: {}, betas: [0.9, 0.95], eps: 1.0e-8, weight_decay: 0.1, clip_grad_norm: 1.0 }}\n"
+        "lr_schedule: {{ type: constant }}\n",
+        join_path(directory_, "config.json"), steps, length, batch, batch, kLr);
+    return resolve(parse_config(system_files(), "parity", yaml, {}), 1);
+  }
+
+  void compare_logits(Engine& engine, const Config& config, Samples& samples) {
+    const Batch batch = samples.view();
+    double loss = 0;
+    const Tensor loss_tensor(&loss, DType::f64, Device::cpu, {1});
+    engine.stage().forward(engine.stream(), 0, batch, {.mode = Mode::eval, .loss = loss_tensor});
+    const Index columns = engine.stage().model().head->weight().shape[0], vocabulary = config.model.vocab_size;
+    const Buffer memory("logits", Device::cpu, static_cast<std::size_t>(batch.rows() * columns) * sizeof(float));
+    const Tensor logits(memory.data(), DType::f32, Device::cpu, {batch.rows(), columns});
+    engine.stage().logits(engine.stream(), engine.stage().output(), logits);
+    engine.stage().release(0);
+    std::vector<float> ours;
+    for (Index r = 0; r < batch.rows(); ++r) {
+      const float* row = logits.as<float>() + r * columns;
+      ours.insert(ours.end(), row, row + vocabulary);
+    }
+    rows_.push_back(compare("logits", ours, golden_.read_f32("logits"), tolerance_));
+    add("loss (eval)", {static_cast<float>(loss / samples.valid())}, "loss");
+  }
+
+  void compare_gradients(Engine& engine, Samples& samples) {
+    const Batch batch = samples.view();
+    const StepResult result = engine.gradients({&batch, 1}, samples.valid(), false);
+    add("loss (train)", {static_cast<float>(result.loss)}, "loss");
+    for (const auto& [name, tensor] :
+         gather_tensors(engine.stage().model(), [](const Param& p) -> const Tensor& { return p.gradient; }))
+      add("grad." + name, tensor.values, "grad." + name);
+  }
+
+  template <class MakeSamples>
+  void compare_training(Engine& engine, Index steps, MakeSamples make_samples) {
+    std::vector<float> losses, norms;
+    for (Index step = 0; step < steps; ++step) {
+      Samples samples = make_samples(step);
+      const Batch batch = samples.view();
+      const StepResult result = engine.train_step({&batch, 1}, samples.valid(), kLr, step + 1, false);
+      losses.push_back(static_cast<float>(result.loss));
+      norms.push_back(static_cast<float>(result.grad_norm));
+    }
+    add("losses", losses, "losses");
+    add("grad_norms", norms, "grad_norms");
+    for (const auto& [name, tensor] :
+         gather_tensors(engine.stage().model(), [](const Param& p) -> const Tensor& { return p.master; })) {
+      const std::vector<float> reference = golden_.read_f32("final." + name);
+      if (!name.ends_with("attn.c_attn.bias")) {
+        rows_.push_back(compare_final("final." + name, tensor.values, reference, tolerance_, steps, false));
+        continue;
+      }
+      // A constant added to every key changes no softmax: the gradient of GPT-2's key biases is zero.
+      const std::size_t third = reference.size() / 3;
+      for (std::size_t part = 0; part < 3; ++part)
+        rows_.push_back(compare_final("final." + name + (part == 0 ? "[q]" : part == 1 ? "[k]" : "[v]"),
+                                      std::span(tensor.values).subspan(part * third, third),
+                                      std::span(reference).subspan(part * third, third), tolerance_, steps, part == 1));
+    }
+  }
+
+  void add(const std::string& name, const std::vector<float>& ours, const std::string& reference) {
+    rows_.push_back(compare(name, ours, golden_.read_f32(reference), tolerance_));
+  }
+
+  ExitCode print() const {
+    std::printf("%-64s %10s %10s %8s\n", "tensor", "error", "over", "result");
+    const Row* worst = &rows_.front();
+    bool pass = true;
+    for (const Row& r : rows_) {
+      std::printf("%-64s %10.2e %9.3f%% %8s\n", r.name.c_str(), r.error,
+                  100.0 * static_cast<double>(r.over) / static_cast<double>(std::max<Index>(r.count, 1)),
+                  r.pass ? "ok" : "FAIL");
+      if (!(r.error <= worst->error) && !r.name.starts_with("final.")) worst = &r;
+      pass = pass && r.pass;
+    }
+    std::printf("worst before training: %s, %.2e; tolerance %.2e: %s\n", worst->name.c_str(), worst->error, tolerance_,
+                pass ? "pass" : "FAIL");
+    return pass ? ExitCode::ok : ExitCode::no;
+  }
+
+  double tolerance_;
+  std::string directory_;
+  SafetensorsFile golden_;
+  std::vector<Row> rows_;
+};
+
+}  // namespace
+
+RunCommand add_parity(CLI::App& command) {
+  auto directory = std::make_shared<std::string>();
+  auto tolerance = std::make_shared<double>(1e-5);
+  command.add_option("dir", *directory, "Holds config.json, model.safetensors and golden.safetensors")->required();
+  command.add_option("--tolerance", *tolerance, "Bound on max |a - b| / max |reference|")->capture_default_str();
+  return [=] { return Parity(*directory, *tolerance).run(); };
+}
+
+}  // namespace dstrain

@@ -1,0 +1,75 @@
+#include "lib/train/plan.h"
+
+#include <algorithm>
+
+#include "lib/pipeline/schedule.h"
+#include "lib/pipeline/simulate.h"
+
+namespace dstrain {
+
+MeshSizes mesh_sizes(const ParallelConfig& p) {
+  return {.tensor = static_cast<int>(p.tensor),
+          .context = static_cast<int>(p.context),
+          .data = static_cast<int>(p.data),
+          .pipeline = static_cast<int>(p.pipeline),
+          .expert = static_cast<int>(p.expert)};
+}
+
+namespace {
+
+Batch dry_batch(const BatchPlan& plan) {
+  static std::byte nothing;  // an address for tensors that nobody reads
+  const auto tensor = [&](Index n, DType t) { return Tensor(&nothing, t, Device::dry, {n}); };
+  const Index rows = plan.micro_batch_size * plan.length;
+  return {.batch = plan.micro_batch_size,
+          .length = plan.length,
+          .tokens = tensor(rows, DType::i32),
+          .targets = tensor(rows, DType::i32),
+          .positions = tensor(rows, DType::i32),
+          .sample_ids = tensor(plan.micro_batch_size, DType::i64),
+          .row_sample_ids = tensor(rows, DType::i64),
+          .loss_weights = tensor(rows, DType::f32)};
+}
+
+}  // namespace
+
+RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank) {
+  const auto world = World::dry(rank, mesh.ranks());
+  Engine engine(config, *world, mesh, Device::dry, 1, {});
+  const BatchPlan batches = batch_plan(config);
+  const std::vector<Batch> micro_batches(static_cast<std::size_t>(batches.micro_batches), dry_batch(batches));
+  RankPlan plan{.rank = rank,
+                .at = mesh.coordinates(rank),
+                .layers = partition(config.model, batches.length, static_cast<int>(config.parallel.pipeline))
+                    [static_cast<std::size_t>(mesh.coordinates(rank).pipeline)],
+                .parameters = engine.params().parameters()};
+  engine.count_into(&plan.step);
+  engine.train_step(micro_batches, 1, 0, 1, false);
+  engine.count_into(nullptr);
+  engine.evaluate(micro_batches);
+  plan.sizes = engine.used();
+  plan.memory = engine.memory();
+  return plan;
+}
+
+Plan make_plan(const Config& config) {
+  Plan plan{.mesh = Mesh(mesh_sizes(config.parallel)), .batches = batch_plan(config), .program = train_program(config)};
+  std::vector<double> forward_flops;
+  Cost total;
+  for (int stage = 0; stage < plan.mesh.sizes().pipeline; ++stage)
+    for (int tensor = 0; tensor < plan.mesh.sizes().tensor; ++tensor) {
+      plan.ranks.push_back(plan_rank(config, plan.mesh, plan.mesh.rank_of({.tensor = tensor, .pipeline = stage})));
+      const RankPlan& rank = plan.ranks.back();
+      plan.parameters += rank.parameters;
+      total += rank.step.total();
+      if (tensor == 0) forward_flops.push_back(rank.step.total().flops / 3);
+    }
+  const double tokens =
+      static_cast<double>(plan.batches.micro_batches * plan.batches.micro_batch_size * plan.batches.length);
+  plan.flops_per_token = total.flops / tokens;
+  plan.flops_per_token_full = total.flops_full / tokens;
+  plan.bubble = simulate(plan.program, {}).bubble;
+  return plan;
+}
+
+}  // namespace dstrain

@@ -1,0 +1,37 @@
+#pragma once
+// The step run dry, for the ranks that differ: what `dstrain plan` prints and what a run allocates.
+
+#include <vector>
+
+#include "lib/train/engine.h"
+
+namespace dstrain {
+
+struct RankPlan {
+  int rank = 0;
+  Coordinates at;
+  LayerRange layers;
+  Index parameters = 0;  // owned by this rank
+  EngineSizes sizes;
+  std::vector<MemoryRow> memory;
+  Ledger step;  // of one training step on this rank
+};
+
+struct Plan {
+  Mesh mesh{MeshSizes{}};
+  BatchPlan batches;
+  std::vector<RankPlan> ranks;  // one a pipeline stage and tensor rank, of data rank 0
+  Program program;
+  double bubble = 0;            // of the schedule, with stages' own costs
+  Index parameters = 0;         // of the model
+  double flops_per_token = 0;   // a training step's, causal attention at half
+  double flops_per_token_full = 0;
+};
+
+MeshSizes mesh_sizes(const ParallelConfig& parallel);
+// Plans one rank of a resolved job.
+RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank);
+// Plans every rank that differs from others.
+Plan make_plan(const Config& config);
+
+}  // namespace dstrain

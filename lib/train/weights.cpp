@@ -1,0 +1,74 @@
+#include "lib/train/weights.h"
+
+#include <set>
+
+#include "lib/model/params.h"
+
+namespace dstrain {
+
+namespace {
+
+// Tensors that files carry and that hold no weights of their own.
+bool harmless(const std::string& name) {
+  for (const char* end : {".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "lm_head.weight"})
+    if (name.ends_with(end)) return true;
+  return false;
+}
+
+std::string name_in_files(const SafetensorsModel& weights, const std::string& name) {
+  const std::string prefix = "transformer.";
+  if (!weights.has(name) && name.starts_with(prefix) && weights.has(name.substr(prefix.size())))
+    return name.substr(prefix.size());
+  return name;
+}
+
+}  // namespace
+
+void load_weights(const StageModel& model, const SafetensorsModel& weights) {
+  model.visit([&](Param& param) {
+    for (const Piece& piece : param.pieces) {
+      const std::string name = name_in_files(weights, piece.name);
+      const SafetensorsFile& file = weights.file_of(name);
+      const Shape& shape = file.entry(name).shape;
+      require(shape == piece.global, ExitCode::data, "{}: tensor '{}' has shape {}, the model's is {}", file.path(),
+              name, shape.to_string(), piece.global.to_string());
+      const std::vector<float> values = file.read_f32(name, piece.offset, piece.extent);
+      scatter_piece(param, piece, values.data(), param.master.as<float>());
+    }
+  });
+}
+
+void check_all_used(const ModelConfig& config, const SafetensorsModel& weights) {
+  std::set<std::string> known;
+  build_stage(config, {.layers = {0, config.num_hidden_layers}}).visit([&](Param& param) {
+    for (const Piece& piece : param.pieces) known.insert(name_in_files(weights, piece.name));
+  });
+  for (const std::string& name : weights.names())
+    require(known.contains(name) || harmless(name), ExitCode::data, "{}: tensor '{}' has no place in the model",
+            weights.file_of(name).path(), name);
+}
+
+std::map<std::string, NamedTensor> gather_tensors(const StageModel& model,
+                                                  const std::function<const Tensor&(const Param&)>& storage) {
+  std::map<std::string, NamedTensor> tensors;
+  model.visit([&](Param& param) {
+    for (const Piece& piece : param.pieces) {
+      NamedTensor& t = tensors[piece.name];
+      if (t.values.empty()) {
+        t.shape = piece.global;
+        t.values.resize(static_cast<std::size_t>(piece.global.numel()));
+      }
+      std::vector<float> part(static_cast<std::size_t>(piece.extent.numel()));
+      gather_piece(param, piece, storage(param).as<float>(), part.data());
+      const bool matrix = piece.global.rank() == 2;
+      const Index width = matrix ? piece.global[1] : piece.global[0], columns = matrix ? piece.extent[1] : piece.extent[0];
+      const Index first = matrix ? piece.offset[0] * width + piece.offset[1] : piece.offset[0];
+      for (Index i = 0; i < static_cast<Index>(part.size()); ++i)
+        t.values[static_cast<std::size_t>(first + i / columns * width + i % columns)] =
+            part[static_cast<std::size_t>(i)];
+    }
+  });
+  return tensors;
+}
+
+}  // namespace dstrain

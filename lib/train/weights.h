@@ -1,0 +1,31 @@
+#pragma once
+// Weights between a stage's parameters and Hugging Face's tensors.
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "lib/checkpoint/safetensors.h"
+#include "lib/model/build.h"
+
+namespace dstrain {
+
+// Fills every master weight from the files. GPT-2 files may leave out the "transformer." prefix. Throws Error{data}
+// naming the tensor when one is missing or has another shape.
+void load_weights(const StageModel& model, const SafetensorsModel& weights);
+
+// Throws Error{data} when a tensor of the files has no place in the model and is none of the harmless ones (attention
+// masks, rotary tables, a tied head).
+void check_all_used(const ModelConfig& config, const SafetensorsModel& weights);
+
+// A whole tensor of this rank in the file's shape, assembled from the pieces that the stage holds; elements that other
+// ranks hold are 0. `storage` chooses what is read: master, gradient, ...
+struct NamedTensor {
+  Shape shape;
+  std::vector<float> values;
+};
+std::map<std::string, NamedTensor> gather_tensors(const StageModel& model,
+                                                  const std::function<const Tensor&(const Param&)>& storage);
+
+}  // namespace dstrain
