@@ -8,7 +8,7 @@
 
 namespace dstrain::cpu {
 
-constexpr Index kQueryBlock = 64, kKeyBlock = 64;
+constexpr Index kQueryBlock = 64, kKeyBlock = 128;
 
 // One head of one sample: rows are positions.
 template <class T>

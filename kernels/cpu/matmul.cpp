@@ -7,13 +7,27 @@ namespace dstrain {
 
 namespace {
 
-// Tiles of c: near kTile on a side, equal among themselves, a multiple of 16. Large enough that packing costs little,
-// small enough that a few threads share a projection of a small model.
-constexpr Index kTileRows = 512, kTileColumns = 512;
+// Tiles of c depend on its shape only: near 512 on a side, where packing costs little, halved while they are too few
+// for some threads to share evenly.
+constexpr Index kTileSide = 512, kSmallestSide = 128, kEnoughTiles = 8;
 
-Index tile_size(Index n, Index target) {
-  const Index tiles = std::max<Index>(1, (n + target / 2) / target);
-  return std::max<Index>(16, ((n + tiles - 1) / tiles + 15) / 16 * 16);
+struct Tiling {
+  Index rows, columns;  // of a tile, multiples of 16
+  Index row_tiles, column_tiles;
+};
+
+Index parts(Index n, Index side) { return std::max<Index>(1, (n + side / 2) / side); }
+
+Tiling tiling(Index m, Index n) {
+  Index down = parts(m, kTileSide), across = parts(n, kTileSide);
+  while (down * across < kEnoughTiles && std::max(m / down, n / across) >= 2 * kSmallestSide) {
+    (m / down >= n / across ? down : across) *= 2;
+  }
+  const auto side = [](Index size, Index count) { return ((size + count - 1) / count + 15) / 16 * 16; };
+  Tiling t{side(m, down), side(n, across), 0, 0};
+  t.row_tiles = (m + t.rows - 1) / t.rows;
+  t.column_tiles = (n + t.columns - 1) / t.columns;
+  return t;
 }
 
 // An operand in f32: its own memory, or a dense copy in the workspace.
@@ -39,31 +53,31 @@ void run(Cpu, Stream& stream, const Matmul& op) {
   const bool half = op.c.dtype == DType::bf16, accumulate = op.write == Write::accumulate;
   const Tensor c = half ? stream.workspace().allocate(op.c.shape) : op.c;
   const float* const bias = op.bias.defined() ? cpu::as_f32(stream, op.bias) : nullptr;
-  const Index rows = tile_size(m, kTileRows), columns = tile_size(n, kTileColumns);
-  const Index row_tiles = (m + rows - 1) / rows, column_tiles = (n + columns - 1) / columns;
-  stream.pool().parallel_for(row_tiles * column_tiles, [&](Index tile) {
-    const Index i = tile / column_tiles * rows, j = tile % column_tiles * columns;
-    const Index height = std::min(rows, m - i), width = std::min(columns, n - j);
-    const float* const a_tile = a.data + (op.transpose_a ? i : i * a.stride);
-    const float* const b_tile = b.data + (op.transpose_b ? j * b.stride : j);
-    cpu::sgemm(op.transpose_a, op.transpose_b, height, width, k, 1.0f, a_tile, a.stride, b_tile, b.stride,
-               accumulate && !half ? 1.0f : 0.0f, cpu::row<float>(c, i) + j, c.stride(0));
-    if (bias == nullptr && !half) return;
-    for (Index r = i; r < i + height; ++r) {
-      float* const out = cpu::row<float>(c, r);
-      if (bias != nullptr) {
+  const auto [rows, columns, row_tiles, column_tiles] = tiling(m, n);
+  stream.pool().parallel_for(
+      row_tiles * column_tiles, [&, rows = rows, columns = columns, column_tiles = column_tiles](Index tile) {
+        const Index i = tile / column_tiles * rows, j = tile % column_tiles * columns;
+        const Index height = std::min(rows, m - i), width = std::min(columns, n - j);
+        const float* const a_tile = a.data + (op.transpose_a ? i : i * a.stride);
+        const float* const b_tile = b.data + (op.transpose_b ? j * b.stride : j);
+        cpu::sgemm(op.transpose_a, op.transpose_b, height, width, k, 1.0f, a_tile, a.stride, b_tile, b.stride,
+                   accumulate && !half ? 1.0f : 0.0f, cpu::row<float>(c, i) + j, c.stride(0));
+        if (bias == nullptr && !half) return;
+        for (Index r = i; r < i + height; ++r) {
+          float* const out = cpu::row<float>(c, r);
+          if (bias != nullptr) {
 #pragma omp simd
-        for (Index s = j; s < j + width; ++s) out[s] += bias[s];
-      }
-      if (!half) continue;
-      bfloat16* const stored = cpu::row<bfloat16>(op.c, r);
-      if (accumulate) {
+            for (Index s = j; s < j + width; ++s) out[s] += bias[s];
+          }
+          if (!half) continue;
+          bfloat16* const stored = cpu::row<bfloat16>(op.c, r);
+          if (accumulate) {
 #pragma omp simd
-        for (Index s = j; s < j + width; ++s) out[s] += cpu::to_float(stored[s]);
-      }
-      cpu::convert(stored + j, out + j, width);
-    }
-  });
+            for (Index s = j; s < j + width; ++s) out[s] += cpu::to_float(stored[s]);
+          }
+          cpu::convert(stored + j, out + j, width);
+        }
+      });
 }
 
 void run(Cpu, Stream& stream, const BiasGradient& op) {
