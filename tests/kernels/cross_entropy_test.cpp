@@ -1,0 +1,154 @@
+#include "kernels/cross_entropy.h"
+
+#include <cmath>
+
+#include "tests/kernels/op_case.h"
+
+using namespace dstrain;
+using namespace dstrain::test;
+
+namespace {
+
+// Sum over the rows of weight * nll, over the first `valid` of `columns` columns.
+double reference(const Doubles& logits, std::size_t columns, std::size_t valid, const Tensor& targets,
+                 const Doubles& weights) {
+  double loss = 0;
+  for (std::size_t r = 0; r < weights.size(); ++r) {
+    if (weights[r] == 0) continue;
+    double sum = 0, most = -INFINITY;
+    for (std::size_t c = 0; c < valid; ++c) most = std::max(most, logits[r * columns + c]);
+    for (std::size_t c = 0; c < valid; ++c) sum += std::exp(logits[r * columns + c] - most);
+    loss += weights[r] *
+            (std::log(sum) + most - logits[r * columns + static_cast<std::size_t>(targets.as<std::int32_t>()[r])]);
+  }
+  return loss;
+}
+
+// `ranks` equal shares of the columns; the last columns - valid ones are padding. Row 1 has weight 0 and a wild target.
+void check_cross_entropy(Index rows, Index columns, Index valid, Index ranks, DType dtype, Index gap) {
+  CAPTURE(rows, columns, valid, ranks, name_of(dtype), gap);
+  for_each_run([&](OpCase& t) {
+    const Index share = columns / ranks;
+    const Tensor logits = t.normal({rows, columns}, dtype, 3), targets = t.integers({rows}, DType::i32, 0, valid);
+    const Tensor weights = t.normal({rows}, DType::f32), stats = t.unset({ranks, rows, 3}, DType::f32);
+    if (rows > 1) {
+      weights.as<float>()[1] = 0;
+      targets.as<std::int32_t>()[1] = -100;
+    }
+    const Tensor loss = t.values({1}, DType::f64, {2.5});
+    constexpr float kScale = 0.125f;
+    std::vector<Tensor> shares;
+    for (Index r = 0; r < ranks; ++r) {
+      shares.push_back(t.unset({rows, share}, dtype, gap));
+      const Tensor part = logits.slice(1, r * share, (r + 1) * share);
+      for (Index i = 0; i < rows; ++i) {
+        std::copy_n(part.data + static_cast<std::size_t>(i * part.stride(0)) * size_of(dtype),
+                    static_cast<std::size_t>(share) * size_of(dtype),
+                    shares.back().data + static_cast<std::size_t>(i * shares.back().stride(0)) * size_of(dtype));
+      }
+      t.launch(CrossEntropyStats{.stats = stats.slice(0, r, r + 1).view({rows, 3}),
+                                 .logits = shares.back(),
+                                 .targets = targets,
+                                 .first_column = r * share,
+                                 .valid_columns = std::clamp<Index>(valid - r * share, 0, share)});
+    }
+    Doubles losses;
+    for (Index r = 0; r < ranks; ++r) {
+      loss.as<double>()[0] = 2.5;
+      for (const bool gradient : {false, true}) {
+        t.launch(CrossEntropyFinish{.loss = loss,
+                                    .logits = shares[static_cast<std::size_t>(r)],
+                                    .stats = stats,
+                                    .targets = targets,
+                                    .weights = weights,
+                                    .first_column = r * share,
+                                    .valid_columns = std::clamp<Index>(valid - r * share, 0, share),
+                                    .scale = kScale,
+                                    .gradient = gradient});
+      }
+      losses.push_back(loss.as<double>()[0]);
+    }
+    if (!t.compare()) return;
+    const Doubles v = to_doubles(logits), w = to_doubles(weights);
+    const auto width = static_cast<std::size_t>(columns), used = static_cast<std::size_t>(valid);
+    const double expected = reference(v, width, used, targets, w);
+    // A row's sum loses (share + 4) u, its target's logit and max are exact.
+    double size = 0;
+    for (const double x : w) size += std::abs(x);
+    for (const double found : losses) {
+      CHECK(std::abs(found - (2.5 + 2 * expected)) <= 2 * static_cast<double>(share + 8) * kUnit * size + 1e-12);
+    }
+    for (Index r = 0; r < ranks; ++r) {
+      const Doubles stat = to_doubles(stats.slice(0, r, r + 1).view({rows, 3}));
+      for (Index i = 0; i < rows; ++i) {
+        double most = -INFINITY;
+        for (Index c = r * share; c < std::min(valid, (r + 1) * share); ++c)
+          most = std::max(most, v[static_cast<std::size_t>(i * columns + c)]);
+        CHECK(stat[static_cast<std::size_t>(3 * i)] == most);
+      }
+    }
+    if (rows * columns > 2000) return;
+    const Doubles gradient =
+        central_differences([&](const Doubles& x) { return Doubles{reference(x, width, used, targets, w)}; }, v,
+                            {static_cast<double>(kScale)});
+    for (Index r = 0; r < ranks; ++r) {
+      Doubles part, bound;
+      for (Index i = 0; i < rows; ++i) {
+        for (Index c = r * share; c < (r + 1) * share; ++c) {
+          part.push_back(gradient[static_cast<std::size_t>(i * columns + c)]);
+          const double weight = std::abs(w[static_cast<std::size_t>(i)]) * static_cast<double>(kScale);
+          bound.push_back(c >= valid || weight == 0
+                              ? 0.0
+                              : weight * static_cast<double>(share + 30) * kUnit + kDifference * weight +
+                                    kDifference / 1000 + 1.01 * unit_of(dtype) * std::abs(part.back()));
+        }
+      }
+      t.expect("dlogits", shares[static_cast<std::size_t>(r)], part, bound);
+    }
+  });
+}
+
+}  // namespace
+
+TEST_CASE("cross_entropy over shares of the vocabulary, and its gradient") {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const Index columns : {1, 3, 7, 65, 127, 129}) check_cross_entropy(3, columns, columns, 1, dtype, 0);
+    check_cross_entropy(7, 66, 61, 2, dtype, 3);
+    check_cross_entropy(3, 24, 15, 3, dtype, 0);  // the last share is all padding
+    check_cross_entropy(0, 8, 8, 2, dtype, 0);
+    check_cross_entropy(129, 129 * 3, 300, 3, dtype, 1);
+  }
+}
+
+TEST_CASE("cross_entropy: known answers, extremes and padding rows") {
+  OpCase t(1, true);
+  const Tensor logits = t.values({3, 3}, DType::f32, {0, std::log(2.0), NAN, 1000, -1000, NAN, NAN, NAN, NAN});
+  const Tensor targets = t.values({3}, DType::i32, {1, 0, 7}), weights = t.values({3}, DType::f32, {1, 1, 0});
+  const Tensor stats = t.unset({1, 3, 3}, DType::f32), loss = t.values({1}, DType::f64, {0});
+  t.launch(CrossEntropyStats{.stats = stats.view({3, 3}), .logits = logits, .targets = targets, .valid_columns = 2});
+  t.launch(CrossEntropyFinish{
+      .loss = loss, .logits = logits, .stats = stats, .targets = targets, .weights = weights, .valid_columns = 2});
+  t.expect("loss", loss, {std::log(1.5)}, {4 * kUnit});
+  const double third = 1.0 / 3;
+  t.expect("dlogits", logits, {third, -third, 0, 0, 0, 0, 0, 0, 0}, {4 * kUnit, 4 * kUnit, 0, 0, 0, 0, 0, 0, 0});
+  t.launch(CrossEntropyStats{.stats = stats.view({3, 3}), .logits = logits, .targets = targets, .valid_columns = 0});
+  t.expect_equal("stats", stats, {-INFINITY, 0, 0, -INFINITY, 0, 0, -INFINITY, 0, 0});
+}
+
+TEST_CASE("cross_entropy: what it rejects") {
+  OpCase t(1, true);
+  const Tensor logits = t.normal({2, 3}, DType::f32), stats = t.unset({2, 3}, DType::f32),
+               targets = t.integers({2}, DType::i32, 0, 3);
+  check_rejects(
+      [&] { t.launch(CrossEntropyStats{.stats = stats, .logits = logits, .targets = targets, .valid_columns = 4}); },
+      "4 valid columns of 3");
+  check_rejects(
+      [&] {
+        t.launch(CrossEntropyFinish{.loss = t.unset({1}, DType::f32),
+                                    .logits = logits,
+                                    .stats = stats.view({1, 2, 3}),
+                                    .targets = targets,
+                                    .weights = t.normal({2}, DType::f32)});
+      },
+      "cross_entropy: loss is f32, expected f64");
+}

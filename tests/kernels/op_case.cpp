@@ -1,0 +1,200 @@
+#include "tests/kernels/op_case.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <sstream>
+
+namespace dstrain::test {
+
+namespace {
+
+constexpr std::size_t kGuard = 256;
+constexpr auto kGuardByte = std::byte{0xa5};
+
+// Calls f(pointer to element, index) in row-major order.
+void each_element(const Tensor& t, const std::function<void(std::byte*, std::size_t)>& f) {
+  const Index n = t.numel();
+  for (Index i = 0; i < n; ++i) {
+    Index rest = i, offset = 0;
+    for (int d = t.rank() - 1; d >= 0; --d) {
+      offset += rest % t.dim(d) * t.stride(d);
+      rest /= t.dim(d);
+    }
+    f(t.data + static_cast<std::size_t>(offset) * size_of(t.dtype), static_cast<std::size_t>(i));
+  }
+}
+
+double load(const std::byte* p, DType dtype) {
+  const auto as = [&](auto zero) {
+    std::memcpy(&zero, p, sizeof zero);
+    return zero;
+  };
+  switch (dtype) {
+    case DType::f32:
+      return as(float{});
+    case DType::bf16:
+      return static_cast<float>(as(bfloat16{}));
+    case DType::f64:
+      return as(double{});
+    case DType::i32:
+      return as(std::int32_t{});
+    case DType::i64:
+      return static_cast<double>(as(std::int64_t{}));
+    case DType::u16:
+      return as(std::uint16_t{});
+    case DType::u8:
+      return as(std::uint8_t{});
+  }
+  return 0;
+}
+
+void store(std::byte* p, DType dtype, double value) {
+  const auto as = [&](auto v) { std::memcpy(p, &v, sizeof v); };
+  switch (dtype) {
+    case DType::f32:
+      return as(static_cast<float>(value));
+    case DType::bf16:
+      return as(bfloat16(static_cast<float>(value)));
+    case DType::f64:
+      return as(value);
+    case DType::i32:
+      return as(static_cast<std::int32_t>(value));
+    case DType::i64:
+      return as(static_cast<std::int64_t>(value));
+    case DType::u16:
+      return as(static_cast<std::uint16_t>(value));
+    case DType::u8:
+      return as(static_cast<std::uint8_t>(value));
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> devices() {
+  const char* const text = std::getenv("DSTRAIN_TEST_DEVICES");
+  std::vector<std::string> names;
+  std::stringstream list(text == nullptr || *text == '\0' ? "cpu" : text);
+  for (std::string name; std::getline(list, name, ',');) names.push_back(name);
+  return names;
+}
+
+Tensor OpCase::place(const Shape& shape, DType dtype, Index gap) {
+  Tensor t(nullptr, dtype, Device::cpu, shape);
+  const int gapped = shape.rank() == 4 ? 1 : 0;
+  if (gap > 0) {
+    t.strides[gapped] += gap;
+    for (int d = gapped - 1; d >= 0; --d) t.strides[d] = t.strides[d + 1] * shape[d + 1];
+  }
+  const Index span = shape.rank() == 0 ? 1 : std::max<Index>(1, shape[0]) * t.strides[0];
+  const std::size_t bytes = static_cast<std::size_t>(span) * size_of(dtype) + 2 * kGuard;
+  memory_.push_back({std::make_unique<std::vector<std::byte>>(bytes, kGuardByte), {}});
+  t.data = memory_.back().bytes->data() + kGuard;
+  memory_.back().tensor = t;
+  return t;
+}
+
+Tensor OpCase::unset(const Shape& shape, DType dtype, Index gap) {
+  const Tensor t = place(shape, dtype, gap);
+  each_element(t, [&](std::byte* p, std::size_t) { std::memset(p, 0xff, size_of(dtype)); });
+  return t;
+}
+
+Tensor OpCase::normal(const Shape& shape, DType dtype, double scale, Index gap) {
+  const Tensor t = place(shape, dtype, gap);
+  std::normal_distribution<double> distribution(0, scale);
+  each_element(t, [&](std::byte* p, std::size_t) { store(p, dtype, distribution(random_)); });
+  return t;
+}
+
+Tensor OpCase::integers(const Shape& shape, DType dtype, Index begin, Index end) {
+  const Tensor t = place(shape, dtype, 0);
+  std::uniform_int_distribution<Index> distribution(begin, end - 1);
+  each_element(t, [&](std::byte* p, std::size_t) { store(p, dtype, static_cast<double>(distribution(random_))); });
+  return t;
+}
+
+Tensor OpCase::values(const Shape& shape, DType dtype, const Doubles& values) {
+  REQUIRE(static_cast<std::size_t>(shape.numel()) == values.size());
+  const Tensor t = place(shape, dtype, 0);
+  each_element(t, [&](std::byte* p, std::size_t i) { store(p, dtype, values[i]); });
+  return t;
+}
+
+void OpCase::expect(const char* what, const Tensor& t, const Doubles& expected, const Doubles& bound) {
+  const Doubles found = to_doubles(t);
+  REQUIRE(found.size() == expected.size());
+  REQUIRE(bound.size() == expected.size());
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (found[i] == expected[i] || std::abs(found[i] - expected[i]) <= bound[i]) continue;
+    FAIL(what << " " << t.to_string() << ": element " << i << " is " << found[i] << ", expected " << expected[i]
+              << " within " << bound[i]);
+  }
+}
+
+void OpCase::check_guards() const {
+  for (std::size_t m = 0; m < memory_.size(); ++m) {
+    const std::vector<std::byte>& bytes = *memory_[m].bytes;
+    std::vector<bool> inside(bytes.size(), false);
+    const Tensor& t = memory_[m].tensor;
+    each_element(t, [&](const std::byte* p, std::size_t) {
+      for (std::size_t i = 0; i < size_of(t.dtype); ++i) inside[static_cast<std::size_t>(p - bytes.data()) + i] = true;
+    });
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+      if (!inside[i] && bytes[i] != kGuardByte)
+        FAIL("byte " << i << " outside of tensor " << m << ", " << t.to_string() << ", was overwritten");
+    }
+  }
+}
+
+std::vector<std::byte> OpCase::bits() const {
+  std::vector<std::byte> all;
+  for (const Memory& m : memory_) all.insert(all.end(), m.bytes->begin(), m.bytes->end());
+  return all;
+}
+
+Doubles to_doubles(const Tensor& t) {
+  Doubles out(static_cast<std::size_t>(t.numel()));
+  each_element(t, [&](const std::byte* p, std::size_t i) { out[i] = load(p, t.dtype); });
+  return out;
+}
+
+Doubles generate(std::size_t n, const std::function<double(std::size_t)>& f) {
+  Doubles out(n);
+  for (std::size_t i = 0; i < n; ++i) out[i] = f(i);
+  return out;
+}
+
+void for_each_run(const std::function<void(OpCase&)>& body) {
+  for (const std::string& device : devices()) {
+    if (device != "cpu") FAIL("DSTRAIN_TEST_DEVICES asks for '" << device << "', which this build does not have");
+    std::vector<std::byte> bits;
+    bool first = true;
+    for (const int threads : {1, 1, 2, 3}) {
+      OpCase c(threads, first);
+      body(c);
+      c.check_guards();
+      if (first) bits = c.bits();
+      if (c.bits() != bits) FAIL("run again with " << threads << " threads, the bits differ");
+      first = false;
+    }
+  }
+}
+
+Doubles central_differences(const std::function<Doubles(const Doubles&)>& f, Doubles x, const Doubles& dy) {
+  constexpr double kStep = 1e-4;
+  Doubles gradient(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double at = x[i];
+    x[i] = at + kStep;
+    const Doubles above = f(x);
+    x[i] = at - kStep;
+    const Doubles below = f(x);
+    x[i] = at;
+    REQUIRE(above.size() == dy.size());
+    for (std::size_t j = 0; j < dy.size(); ++j) gradient[i] += dy[j] * (above[j] - below[j]) / (2 * kStep);
+  }
+  return gradient;
+}
+
+}  // namespace dstrain::test

@@ -1,0 +1,150 @@
+// SquaredNorm, ClipCoefficient and AdamW.
+#include <cmath>
+#include <cstring>
+
+#include "kernels/adamw.h"
+#include "kernels/gradient_norm.h"
+#include "tests/kernels/op_case.h"
+
+using namespace dstrain;
+using namespace dstrain::test;
+
+TEST_CASE("squared_norm adds to its result in float64") {
+  for (const Index n : {0, 1, 3, 7, 15, 17, 65, 127, 65536, 200003}) {
+    CAPTURE(n);
+    for_each_run([&](OpCase& t) {
+      const Tensor x = t.normal({n}, DType::f32), result = t.values({1}, DType::f64, {0.5});
+      t.launch(SquaredNorm{.result = result, .x = x});
+      if (!t.compare()) return;
+      long double sum = 0.5L;
+      for (const double v : to_doubles(x)) sum += static_cast<long double>(v) * v;
+      t.expect("result", result, {static_cast<double>(sum)},
+               {static_cast<double>(n + 2) * 0x1p-53 * static_cast<double>(sum)});
+    });
+  }
+  OpCase t(1, true);
+  check_rejects([&] { t.launch(SquaredNorm{.result = t.unset({1}, DType::f32), .x = t.normal({3}, DType::f32)}); },
+                "squared_norm: result is f32, expected f64");
+}
+
+TEST_CASE("clip_coefficient follows torch") {
+  OpCase t(1, true);
+  const Tensor scalars = t.values({4}, DType::f32, {7, 7, 7, 7}), norm = t.values({1}, DType::f64, {0});
+  const auto coefficient = [&](double squared, float max_norm) {
+    norm.as<double>()[0] = squared;
+    t.launch(ClipCoefficient{.scalars = scalars, .squared_norm = norm, .max_norm = max_norm});
+    return scalars.as<float>()[1];
+  };
+  CHECK(coefficient(16, 1) == static_cast<float>(1 / (4 + 1e-6)));
+  CHECK(coefficient(0.25, 1) == 1);
+  CHECK(coefficient(16, 0) == 1);
+  CHECK(std::isnan(coefficient(INFINITY, 1)));
+  CHECK(std::isnan(coefficient(NAN, 0)));
+  CHECK((scalars.as<float>()[0] == 7 && scalars.as<float>()[2] == 7 && scalars.as<float>()[3] == 7));
+  check_rejects([&] { coefficient(1, -1); }, "clip_coefficient: max_norm -1");
+  t.check_guards();
+}
+
+namespace {
+
+struct State {
+  Tensor master, exp_avg, exp_avg_sq, gradient, compute, scalars;
+};
+State make_state(OpCase& t, Index n, bool half, double clip) {
+  const Tensor square = t.normal({n}, DType::f32, 0.1);
+  for (Index i = 0; i < n; ++i) square.as<float>()[i] = std::abs(square.as<float>()[i]);
+  return {t.normal({n}, DType::f32),
+          t.normal({n}, DType::f32, 0.1),
+          square,
+          t.normal({n}, DType::f32),
+          half ? t.unset({n}, DType::bf16) : Tensor{},
+          t.values({4}, DType::f32, {3e-3, clip, 1 - std::pow(0.9, 3), 1 - std::pow(0.95, 3)})};
+}
+AdamW update(const State& s) {
+  return {.master = s.master,
+          .exp_avg = s.exp_avg,
+          .exp_avg_sq = s.exp_avg_sq,
+          .gradient = s.gradient,
+          .compute = s.compute,
+          .scalars = s.scalars,
+          .beta1 = 0.9f,
+          .beta2 = 0.95f,
+          .eps = 1e-8f,
+          .weight_decay = 0.1f};
+}
+
+}  // namespace
+
+// Every step is a handful of f32 roundings of its terms: 8 u of each term's size.
+TEST_CASE("adamw: one step in double") {
+  for (const Index n : {0, 1, 3, 7, 65, 127, 129, 40001}) {
+    for (const bool half : {false, true}) {
+      CAPTURE(n, half);
+      for_each_run([&](OpCase& t) {
+        const State s = make_state(t, n, half, 0.5);
+        const Doubles p = to_doubles(s.master), m = to_doubles(s.exp_avg), v = to_doubles(s.exp_avg_sq),
+                      g = to_doubles(s.gradient);
+        const Doubles k = to_doubles(s.scalars);
+        t.launch(update(s));
+        if (!t.compare()) return;
+        const double beta1 = static_cast<double>(0.9f), beta2 = static_cast<double>(0.95f),
+                     decay = static_cast<double>(0.1f);
+        Doubles new_p(p.size()), new_m(p.size()), new_v(p.size()), bound_p(p.size()), bound_m(p.size()),
+            bound_v(p.size());
+        for (std::size_t i = 0; i < p.size(); ++i) {
+          const double gi = k[1] * g[i];
+          new_m[i] = m[i] + (1 - beta1) * (gi - m[i]);
+          new_v[i] = beta2 * v[i] + (1 - beta2) * gi * gi;
+          const double denominator = std::sqrt(new_v[i]) / std::sqrt(k[3]) + static_cast<double>(1e-8f);
+          const double step = k[0] / k[2] * new_m[i] / denominator;
+          new_p[i] = p[i] * (1 - k[0] * decay) - step;
+          bound_m[i] = 8 * kUnit * (std::abs(m[i]) + std::abs(gi));
+          bound_v[i] = 8 * kUnit * new_v[i];
+          bound_p[i] =
+              4 * kUnit * std::abs(p[i]) + 16 * kUnit * std::abs(step) + k[0] / k[2] * bound_m[i] / denominator;
+        }
+        t.expect("exp_avg", s.exp_avg, new_m, bound_m);
+        t.expect("exp_avg_sq", s.exp_avg_sq, new_v, bound_v);
+        t.expect("master", s.master, new_p, bound_p);
+        if (!half) return;
+        const Doubles stored = to_doubles(s.master);
+        t.expect("compute", s.compute, stored,
+                 generate(stored.size(), [&](std::size_t i) { return 0x1p-8 * std::abs(stored[i]); }));
+      });
+    }
+  }
+}
+
+// Scalars, moments and parameter of torch.optim.AdamW's documented recurrence, worked by hand in double:
+// p = 1, g = 0.5, lr = 0.1, betas (0.9, 0.95), eps 1e-8, weight_decay 0.1, t = 1: m / bc1 = 0.5, sqrt(v / bc2) = 0.5.
+TEST_CASE("adamw: the first step by hand") {
+  OpCase t(1, true);
+  const auto one = [&](double v) { return t.values({1}, DType::f32, {v}); };
+  const State s{one(1), one(0), one(0), one(0.5), {}, t.values({4}, DType::f32, {0.1, 1, 0.1, 0.05})};
+  t.launch(update(s));
+  t.expect("master", s.master, {1 * (1 - 0.1 * 0.1) - 0.1 * 0.5 / (0.5 + 1e-8)}, {16 * kUnit});
+  t.expect("exp_avg", s.exp_avg, {0.05}, {8 * kUnit * 0.05});
+  t.expect("exp_avg_sq", s.exp_avg_sq, {0.0125}, {16 * kUnit * 0.0125});
+}
+
+TEST_CASE("adamw: shards have the bits of the whole; a bad clip coefficient changes nothing") {
+  OpCase t(2, true), again(1, true);
+  const State whole = make_state(t, 20011, true, 0.5), parts = make_state(again, 20011, true, 0.5);
+  t.launch(update(whole));
+  for (const auto& [begin, end] : {std::pair<Index, Index>{0, 1}, {1, 6}, {6, 5003}, {5003, 20011}}) {
+    AdamW part = update(parts);
+    for (Tensor* x : {&part.master, &part.exp_avg, &part.exp_avg_sq, &part.gradient, &part.compute})
+      *x = x->slice(0, begin, end);
+    again.launch(part);
+  }
+  CHECK(t.bits() == again.bits());
+  for (const double bad : {static_cast<double>(NAN), static_cast<double>(INFINITY)}) {
+    OpCase before(1, true), after(1, true);
+    make_state(before, 100, true, bad);
+    after.launch(update(make_state(after, 100, true, bad)));
+    CHECK(before.bits() == after.bits());
+  }
+  AdamW wrong = update(whole);
+  wrong.gradient = whole.gradient.slice(0, 0, 5);
+  check_rejects([&] { t.launch(wrong); }, "adamw: gradient has shape (5), expected (20011)");
+}
