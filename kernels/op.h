@@ -13,6 +13,7 @@
 // A run() takes its workspace from stream.workspace() with an ArenaScope and needs no more than workspace() says.
 
 #include "lib/core/build.h"
+#include "lib/core/clock.h"
 #include "lib/core/stream.h"
 #include "lib/core/tensor.h"
 
@@ -24,10 +25,10 @@ struct Cuda {};
 // Whether a gradient replaces what its tensor held or is added to it.
 enum class Write : unsigned char { overwrite, accumulate };
 
+namespace detail {
+
 template <class Op>
-void launch(Stream& stream, const Op& op) {
-  op.validate();
-  if (Ledger* ledger = stream.ledger()) ledger->add(Op::name, op.cost());
+void dispatch(Stream& stream, const Op& op) {
   if (stream.device() == Device::dry) {
     if constexpr (requires { op.workspace(stream.target()); }) {
       const ArenaScope scope(stream.workspace());
@@ -43,6 +44,22 @@ void launch(Stream& stream, const Op& op) {
   }
   check(stream.device() == Device::cpu, "{}: this build has no device '{}'", Op::name, name_of(stream.device()));
   run(Cpu{}, stream, op);
+}
+
+}  // namespace detail
+
+template <class Op>
+void launch(Stream& stream, const Op& op) {
+  op.validate();
+  Ledger* ledger = stream.ledger();
+  if (!ledger) {
+    detail::dispatch(stream, op);
+    return;
+  }
+  Ledger::Row& row = ledger->add(Op::name, op.cost());
+  const double begin = ledger->timed ? system_clock().now() : 0;
+  detail::dispatch(stream, op);
+  if (ledger->timed) row.seconds += system_clock().now() - begin;
 }
 
 }  // namespace dstrain

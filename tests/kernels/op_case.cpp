@@ -96,7 +96,7 @@ Tensor OpCase::place(const Shape& shape, DType dtype, Index gap) {
 
 Tensor OpCase::unset(const Shape& shape, DType dtype, Index gap) {
   const Tensor t = place(shape, dtype, gap);
-  each_element(t, [&](std::byte* p, std::size_t) { std::memset(p, 0xff, size_of(dtype)); });
+  each_element(t, [&](std::byte* p, std::size_t) { std::fill(p, p + size_of(dtype), kUnset); });
   return t;
 }
 
