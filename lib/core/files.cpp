@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -29,8 +30,8 @@ class PosixFile final : public File {
 
   void pread(std::span<std::byte> into, std::uint64_t offset) const override {
     while (!into.empty()) {
-      const ssize_t n = ::pread(fd_, into.data(), std::min<std::size_t>(into.size(), 1u << 30),
-                                static_cast<off_t>(offset));
+      const ssize_t n =
+          ::pread(fd_, into.data(), std::min<std::size_t>(into.size(), 1u << 30), static_cast<off_t>(offset));
       if (n < 0 && errno == EINTR) continue;
       if (n < 0) fail_file(ExitCode::data, "read", path_);
       if (n == 0)
@@ -43,8 +44,8 @@ class PosixFile final : public File {
 
   void pwrite(std::span<const std::byte> from, std::uint64_t offset) override {
     while (!from.empty()) {
-      const ssize_t n = ::pwrite(fd_, from.data(), std::min<std::size_t>(from.size(), 1u << 30),
-                                 static_cast<off_t>(offset));
+      const ssize_t n =
+          ::pwrite(fd_, from.data(), std::min<std::size_t>(from.size(), 1u << 30), static_cast<off_t>(offset));
       if (n < 0 && errno == EINTR) continue;
       if (n < 0) fail_file(ExitCode::write, "write", path_);
       from = from.subspan(static_cast<std::size_t>(n));
@@ -67,6 +68,11 @@ class PosixFile final : public File {
     const int fd = std::exchange(fd_, -1);
     if (fd >= 0 && ::close(fd) != 0) fail_file(ExitCode::write, "close", path_);
   }
+  bool try_lock() override {
+    if (flock(fd_, LOCK_EX | LOCK_NB) == 0) return true;
+    if (errno != EWOULDBLOCK) fail_file(ExitCode::write, "lock", path_);
+    return false;
+  }
 
  private:
   std::string path_;
@@ -78,10 +84,18 @@ class SystemFiles final : public Files {
   std::unique_ptr<File> open(const std::string& path, OpenMode mode) const override {
     int flags = O_CLOEXEC;
     switch (mode) {
-      case OpenMode::read: flags |= O_RDONLY; break;
-      case OpenMode::create: flags |= O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW; break;
-      case OpenMode::replace: flags |= O_RDWR | O_CREAT | O_TRUNC; break;
-      case OpenMode::append: flags |= O_RDWR | O_CREAT; break;
+      case OpenMode::read:
+        flags |= O_RDONLY;
+        break;
+      case OpenMode::create:
+        flags |= O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
+        break;
+      case OpenMode::replace:
+        flags |= O_RDWR | O_CREAT | O_TRUNC;
+        break;
+      case OpenMode::append:
+        flags |= O_RDWR | O_CREAT;
+        break;
     }
     const int fd = ::open(path.c_str(), flags, 0640);
     if (fd < 0) {

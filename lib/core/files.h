@@ -36,6 +36,9 @@ class File {
   virtual void truncate(std::uint64_t size) = 0;
   virtual void sync() = 0;  // fsync
   virtual void close() = 0;
+  // Takes an advisory lock on the whole file, held until it is closed or the process ends; false when another open file
+  // holds it. Files without locks of their own grant it.
+  virtual bool try_lock() { return true; }
 };
 
 enum class OpenMode {
