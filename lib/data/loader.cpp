@@ -1,0 +1,170 @@
+#include "lib/data/loader.h"
+
+#include <utility>
+
+namespace dstrain {
+
+TokenSources::TokenSources(const Files& files, const std::vector<std::string>& patterns, Index vocab_size) {
+  require(!patterns.empty(), ExitCode::data, "no token file is named");
+  for (const auto& p : patterns) {
+    sources.push_back(std::make_unique<TokenSource>(files, p));
+    const TokenFileInfo& a = info();
+    const TokenFileInfo& b = sources.back()->info();
+    require(a.tokenizer_hash == b.tokenizer_hash, ExitCode::data, "{}: made with tokenizer {}, but {} with {}", p,
+            hex(b.tokenizer_hash), patterns[0], hex(a.tokenizer_hash));
+    require(b.vocab_size <= vocab_size, ExitCode::data, "{}: its vocabulary of {} is larger than model.vocab_size: {}",
+            p, b.vocab_size, vocab_size);
+  }
+}
+
+std::vector<Index> TokenSources::tokens() const {
+  std::vector<Index> out;
+  for (const auto& s : sources) out.push_back(s->tokens());
+  return out;
+}
+
+// ---- reader ----
+
+BatchReader::BatchReader(TokenSources& sources, const Sampler& sampler, const BatchPlan& plan)
+    : sources_(sources),
+      sampler_(sampler),
+      plan_(plan),
+      tokens_(static_cast<std::size_t>(sampler.sequence_length()) + 1) {
+  check(plan.data_ranks >= 1 && plan.data_rank >= 0 && plan.data_rank < plan.data_ranks && plan.micro_batch >= 1 &&
+            plan.global_batch % (plan.data_ranks * plan.micro_batch) == 0,
+        "batch {} over {} ranks in micro-batches of {}", plan.global_batch, plan.data_ranks, plan.micro_batch);
+}
+
+void BatchReader::read(Index cursor, StepData& step, Buffer& memory) {
+  const Index t = sampler_.sequence_length(), b = plan_.micro_batch, rows = b * t;
+  if (step.batches.empty()) {
+    const auto padded = [](Index bytes) { return (bytes + 63) / 64 * 64; };
+    const Index one = 4 * padded(rows * 4) + padded(b * 8) + padded(rows * 8);
+    memory = Buffer("batches", Device::cpu, static_cast<std::size_t>(one * plan_.micro_batches()));
+    std::byte* at = memory.data();
+    const auto take = [&](DType type, Index n) {
+      Tensor tensor(at, type, Device::cpu, {n});
+      at += padded(n * static_cast<Index>(size_of(type)));
+      return tensor;
+    };
+    for (Index m = 0; m < plan_.micro_batches(); ++m) {
+      Batch batch;
+      batch.batch = b;
+      batch.length = t;
+      batch.tokens = take(DType::i32, rows);
+      batch.targets = take(DType::i32, rows);
+      batch.positions = take(DType::i32, rows);
+      batch.sample_ids = take(DType::i64, b);
+      batch.row_sample_ids = take(DType::i64, rows);
+      batch.loss_weights = take(DType::f32, rows);
+      step.batches.push_back(batch);
+    }
+  }
+  step.cursor = cursor;
+  valid_ = 0;
+  Index sample = cursor + plan_.data_rank * (plan_.global_batch / plan_.data_ranks);
+  for (const Batch& batch : step.batches)
+    for (Index row = 0; row < b; ++row) read_sample(sample++, row, batch);
+  step.valid_tokens = valid_;
+}
+
+void BatchReader::read_sample(Index global_sample, Index row, const Batch& batch) {
+  const Index t = batch.length;
+  Index held = 0;  // tokens of the sample
+  if (plan_.end < 0 || global_sample < plan_.end) {
+    const Sample s = sampler_.locate(global_sample);
+    held = s.tokens;
+    sources_.sources[static_cast<std::size_t>(s.source)]->read(
+        s.begin, std::span(tokens_).first(static_cast<std::size_t>(held)));
+  }
+  const std::int32_t pad = sources_.info().end_of_document;
+  batch.sample_ids.as<std::int64_t>()[row] = global_sample;
+  std::int32_t* tokens = batch.tokens.as<std::int32_t>() + row * t;
+  std::int32_t* targets = batch.targets.as<std::int32_t>() + row * t;
+  std::int32_t* positions = batch.positions.as<std::int32_t>() + row * t;
+  std::int64_t* ids = batch.row_sample_ids.as<std::int64_t>() + row * t;
+  float* weights = batch.loss_weights.as<float>() + row * t;
+  for (Index i = 0; i < t; ++i) {
+    tokens[i] = i < held ? tokens_[static_cast<std::size_t>(i)] : pad;
+    targets[i] = i + 1 < held ? tokens_[static_cast<std::size_t>(i) + 1] : pad;
+    weights[i] = i + 1 < held ? 1.0f : 0.0f;
+    positions[i] = static_cast<std::int32_t>(i);
+    ids[i] = global_sample;
+  }
+  valid_ += held > 0 ? held - 1 : 0;
+}
+
+// ---- loader ----
+
+Loader::Loader(TokenSources& sources, const Sampler& sampler, const BatchPlan& plan, ProcessGroup* group,
+               const Clock& clock)
+    : reader_(sources, sampler, plan), plan_(plan), group_(group), clock_(clock) {
+  check((group ? group->size() : 1) == plan.data_ranks, "a loader group of {} for {} data ranks",
+        group ? group->size() : 1, plan.data_ranks);
+  thread_ = std::thread([this] { work(); });
+}
+
+Loader::~Loader() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+const StepData& Loader::next(Index cursor) {
+  const double begin = clock_.now();
+  std::unique_lock lock(mutex_);
+  previous_ = std::exchange(current_, -1);
+  wanted_ = cursor;
+  changed_.notify_all();
+  changed_.wait(lock, [&] { return error_ || (ready_ >= 0 && wanted_ < 0); });
+  if (error_) std::rethrow_exception(error_);
+  current_ = std::exchange(ready_, -1);
+  prefetch_ = cursor + plan_.global_batch;
+  changed_.notify_all();
+  StepData& step = slots_[current_].step;
+  step.wait_seconds = clock_.now() - begin;
+  return step;
+}
+
+// Every request is answered by the same reads on every data rank: a prefetched step is kept or thrown away by its
+// cursor alone, never by how fast anything was. So the counts meet.
+void Loader::work() {
+  ThreadPool pool(1);
+  Stream stream(Device::cpu, Device::cpu, &pool, nullptr, nullptr);
+  std::unique_lock lock(mutex_);
+  try {
+    while (true) {
+      changed_.wait(lock, [&] { return stop_ || wanted_ >= 0 || prefetch_ >= 0; });
+      // A prefetch that was asked for is always carried out: peers count on its sum.
+      const bool ahead = prefetch_ >= 0;
+      if (!ahead && stop_) return;
+      if (!ahead && ready_ >= 0 && slots_[ready_].step.cursor == wanted_) {
+        wanted_ = -1;
+        changed_.notify_all();
+        continue;
+      }
+      const Index cursor = ahead ? std::exchange(prefetch_, -1) : wanted_;
+      int slot = 0;
+      while (slot == current_ || slot == previous_) ++slot;
+      ready_ = -1;
+      lock.unlock();
+      reader_.read(cursor, slots_[slot].step, slots_[slot].memory);
+      if (group_) {
+        std::int64_t count = slots_[slot].step.valid_tokens;
+        group_->all_reduce(stream, Tensor(&count, DType::i64, Device::cpu, {1}));
+        slots_[slot].step.valid_tokens = count;
+      }
+      lock.lock();
+      ready_ = slot;
+    }
+  } catch (...) {
+    if (!lock.owns_lock()) lock.lock();
+    error_ = std::current_exception();
+    changed_.notify_all();
+  }
+}
+
+}  // namespace dstrain

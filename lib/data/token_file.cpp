@@ -1,0 +1,304 @@
+#include "lib/data/token_file.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace dstrain {
+
+namespace {
+
+constexpr std::size_t kCacheBytes = 32u << 20;  // chunks of /tokens in memory, a file
+constexpr Index kMaxTokens = Index{1} << 40;
+constexpr Index kVerifyOffsets = 1 << 16;
+
+bool matches(std::string_view pattern, std::string_view name) {
+  // Backtracks to the last star only, so that it is quadratic at worst.
+  std::size_t p = 0, n = 0, star = std::string_view::npos, mark = 0;
+  while (n < name.size()) {
+    if (p < pattern.size() && pattern[p] == '*') {
+      star = p++;
+      mark = n;
+    } else if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == name[n])) {
+      ++p;
+      ++n;
+    } else if (star != std::string_view::npos) {
+      p = star + 1;
+      n = ++mark;
+    } else {
+      return false;
+    }
+  }
+  while (p < pattern.size() && pattern[p] == '*') ++p;
+  return p == pattern.size();
+}
+
+std::string base_name(const std::string& path) {
+  const auto slash = path.rfind('/');
+  return slash == std::string::npos ? path : path.substr(slash + 1);
+}
+
+}  // namespace
+
+std::vector<std::string> expand_glob(const Files& files, const std::string& pattern) {
+  if (pattern.find_first_of("*?") == std::string::npos) return {pattern};
+  const std::string directory = parent_path(pattern), last = base_name(pattern);
+  require(directory.find_first_of("*?") == std::string::npos, ExitCode::usage,
+          "{}: * and ? are accepted in the last part of a path only", pattern);
+  std::vector<std::string> out;
+  if (files.is_directory(directory))
+    for (const auto& name : files.list(directory))
+      if (matches(last, name))
+        out.push_back(pattern.find('/') == std::string::npos ? name
+                                                             : (directory == "/" ? "/" : directory + "/") + name);
+  return out;
+}
+
+// ---- writer ----
+
+struct TokenWriter::Open {
+  Hdf5File file;
+  Hdf5Dataset tokens;
+  std::size_t width = 2;
+  std::vector<std::byte> buffer;  // tokens as stored, of the current block
+  Index count = 0;
+  std::vector<std::int64_t> offsets = {0};
+  std::vector<std::uint64_t> checksums;
+  std::string partial;
+};
+
+TokenWriter::TokenWriter(const Files& files, std::string prefix, TokenFileInfo info, Index tokens_per_file)
+    : files_(files), prefix_(std::move(prefix)), info_(info), tokens_per_file_(tokens_per_file) {
+  const std::string directory = parent_path(prefix_);
+  require(!base_name(prefix_).empty(), ExitCode::usage, "{}: a prefix of file names, not a directory", prefix_);
+  if (files_.is_directory(directory))
+    for (const auto& name : files_.list(directory))
+      require(!matches(base_name(prefix_) + "-?????.h5", name), ExitCode::write,
+              "{} exists; remove it, or choose another prefix", join_path(directory, name));
+  files_.make_directory(directory);
+}
+
+TokenWriter::~TokenWriter() {
+  if (!open_) return;
+  const std::string partial = open_->partial;
+  open_.reset();
+  try {
+    files_.remove(partial);
+  } catch (const Error&) {
+    // An error is already on its way, or nothing can be removed: the .partial stays and is replaced by the next run.
+  }
+}
+
+std::string TokenWriter::path(std::size_t number) const { return format("{}-{:05}.h5", prefix_, number); }
+
+void TokenWriter::put(std::int32_t token) {
+  Open& o = *open_;
+  check(token >= 0 && token < info_.vocab_size, "token {} of a vocabulary of {}", token, info_.vocab_size);
+  const std::size_t at = o.buffer.size();
+  o.buffer.resize(at + o.width);
+  std::memcpy(o.buffer.data() + at, &token, o.width);  // little-endian
+  ++o.count;
+  if (o.count % kTokenBlock == 0) flush();
+}
+
+void TokenWriter::flush() {
+  Open& o = *open_;
+  if (o.buffer.empty()) return;
+  o.checksums.push_back(xxh3(o.buffer));
+  o.tokens.append(static_cast<Index>(o.buffer.size() / o.width), o.buffer);
+  o.buffer.clear();
+}
+
+void TokenWriter::add(std::span<const std::int32_t> document) {
+  if (!open_) {
+    open_ = std::make_unique<Open>();
+    Open& o = *open_;
+    o.partial = path(paths_.size()) + ".partial";
+    o.file = Hdf5File::create(files_, o.partial, OpenMode::replace);
+    o.width = info_.vocab_size <= 65536 ? 2 : 4;
+    o.tokens = o.file.create_dataset("tokens", o.width == 2 ? Hdf5Type::u16 : Hdf5Type::u32, {0}, true);
+    o.buffer.reserve(static_cast<std::size_t>(kTokenBlock) * o.width);
+  }
+  for (const std::int32_t t : document) put(t);
+  put(info_.end_of_document);
+  open_->offsets.push_back(open_->count);
+  total_tokens_ += static_cast<Index>(document.size()) + 1;
+  ++total_documents_;
+  if (open_->count >= tokens_per_file_) close_file();
+}
+
+void TokenWriter::close_file() {
+  flush();
+  Open& o = *open_;
+  const auto write = [&](const char* name, Hdf5Type type, auto& values) {
+    o.file.create_dataset(name, type, {static_cast<Index>(values.size())}).write(std::as_bytes(std::span(values)));
+  };
+  write("document_offsets", Hdf5Type::i64, o.offsets);
+  write("block_checksums", Hdf5Type::u64, o.checksums);
+  o.file.write_attribute("/", "format_version", kTokenFormat);
+  o.file.write_attribute("/", "tokenizer_hash", hex(info_.tokenizer_hash));
+  o.file.write_attribute("/", "vocab_size", std::int64_t{info_.vocab_size});
+  o.file.write_attribute("/", "end_of_document_id", std::int64_t{info_.end_of_document});
+  o.file.write_attribute("/", "token_count", std::int64_t{o.count});
+  o.file.write_attribute("/", "document_count", static_cast<std::int64_t>(o.offsets.size()) - 1);
+  const auto file = o.file.close();
+  file->sync();
+  file->close();
+  const std::string final_path = path(paths_.size());
+  files_.rename(o.partial, final_path);
+  open_.reset();
+  paths_.push_back(final_path);
+  files_.sync_directory(parent_path(final_path));
+}
+
+std::vector<std::string> TokenWriter::finish() {
+  if (open_) close_file();
+  return paths_;
+}
+
+// ---- reader ----
+
+TokenFile::TokenFile(const Files& files, const std::string& path)
+    : path_(path), file_(Hdf5File::open(files, path, ExitCode::data, kCacheBytes)) {
+  const auto version = file_.read_integer("/", "format_version");
+  if (version != kTokenFormat) bad(format("format_version {}; this program reads {}", version, kTokenFormat));
+  info_.vocab_size = file_.read_integer("/", "vocab_size");
+  const auto end = file_.read_integer("/", "end_of_document_id");
+  const auto token_count = file_.read_integer("/", "token_count");
+  const auto document_count = file_.read_integer("/", "document_count");
+  const std::string hash = file_.read_text("/", "tokenizer_hash");
+  if (info_.vocab_size < 1 || info_.vocab_size > INT32_MAX) bad(format("vocab_size {}", info_.vocab_size));
+  if (end < 0 || end >= info_.vocab_size)
+    bad(format("end_of_document_id {} of a vocabulary of {}", end, info_.vocab_size));
+  info_.end_of_document = static_cast<std::int32_t>(end);
+  if (hash.size() != 16 || hash.find_first_not_of("0123456789abcdef") != std::string::npos)
+    bad("tokenizer_hash is not 16 hexadecimal digits");
+  info_.tokenizer_hash = std::stoull(hash, nullptr, 16);
+
+  tokens_ = file_.open_dataset("tokens");
+  offsets_ = file_.open_dataset("document_offsets");
+  const Hdf5Dataset checksums = file_.open_dataset("block_checksums");
+  const auto shaped = [&](const Hdf5Dataset& d, bool type, Index count) {
+    if (!type || d.shape().rank() != 1 || d.shape()[0] != count)
+      bad(format("/{} is {} {}, expected ({})", d.name(), name_of(d.type()), d.shape().to_string(), count));
+  };
+  if (token_count < 0 || token_count > kMaxTokens) bad(format("token_count {}", token_count));
+  if (document_count < 0 || document_count > token_count) bad(format("document_count {}", document_count));
+  shaped(tokens_, tokens_.type() == Hdf5Type::u16 || tokens_.type() == Hdf5Type::u32, token_count);
+  shaped(offsets_, offsets_.type() == Hdf5Type::i64, document_count + 1);
+  const Index blocks = (token_count + kTokenBlock - 1) / kTokenBlock;
+  shaped(checksums, checksums.type() == Hdf5Type::u64, blocks);
+  checksums_.resize(static_cast<std::size_t>(blocks));
+  checksums.read(std::as_writable_bytes(std::span(checksums_)));
+  verified_.assign(static_cast<std::size_t>(blocks), 0);
+}
+
+void TokenFile::bad(const std::string& message) const { fail(ExitCode::data, "{}: {}", path_, message); }
+
+void TokenFile::verify_block(Index block) {
+  const Index begin = block * kTokenBlock, count = std::min(kTokenBlock, tokens() - begin);
+  block_.resize(static_cast<std::size_t>(count) * size_of(tokens_.type()));
+  tokens_.read({begin}, {count}, block_);
+  const std::uint64_t found = xxh3(block_), expected = checksums_[static_cast<std::size_t>(block)];
+  if (found != expected)
+    bad(format("tokens {} to {}: checksum {}, expected {}; the file is damaged", begin, begin + count, hex(found),
+               hex(expected)));
+  verified_[static_cast<std::size_t>(block)] = 1;
+}
+
+void TokenFile::read(Index begin, std::span<std::int32_t> into) {
+  const Index count = static_cast<Index>(into.size());
+  check(begin >= 0 && begin + count <= tokens(), "{}: tokens {} + {} of {}", path_, begin, count, tokens());
+  if (into.empty()) return;
+  for (Index b = begin / kTokenBlock; b <= (begin + count - 1) / kTokenBlock; ++b)
+    if (!verified_[static_cast<std::size_t>(b)]) verify_block(b);
+  const std::size_t width = size_of(tokens_.type());
+  if (scratch_.size() < into.size() * width) scratch_.resize(into.size() * width);
+  tokens_.read({begin}, {count}, std::span(scratch_).first(into.size() * width));
+  for (std::size_t i = 0; i < into.size(); ++i) {
+    std::uint32_t t = 0;
+    std::memcpy(&t, scratch_.data() + i * width, width);
+    if (t >= static_cast<std::uint32_t>(info_.vocab_size))
+      bad(format("token {} at {} is outside the vocabulary of {}", t, begin + static_cast<Index>(i), info_.vocab_size));
+    into[i] = static_cast<std::int32_t>(t);
+  }
+}
+
+std::pair<Index, Index> TokenFile::document(Index i) {
+  check(i >= 0 && i < documents(), "{}: document {} of {}", path_, i, documents());
+  std::int64_t ends[2];
+  offsets_.read({i}, {2}, std::as_writable_bytes(std::span(ends)));
+  if (ends[0] < 0 || ends[0] >= ends[1] || ends[1] > tokens())
+    bad(format("document_offsets[{}]: {} to {} of {} tokens", i, ends[0], ends[1], tokens()));
+  return {ends[0], ends[1]};
+}
+
+void TokenFile::verify() {
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(std::min<Index>(kTokenBlock, tokens())));
+  std::vector<std::int64_t> offsets;
+  Index document = 0, previous = 0, held = 0;  // `held`: offsets read so far
+  const auto next_offset = [&]() -> std::int64_t {
+    if (document >= held) {
+      const Index n = std::min(kVerifyOffsets, documents() + 1 - held);
+      offsets.resize(static_cast<std::size_t>(n));
+      offsets_.read({held}, {n}, std::as_writable_bytes(std::span(offsets)));
+      held += n;
+    }
+    return offsets[static_cast<std::size_t>(document - (held - static_cast<Index>(offsets.size())))];
+  };
+  if (next_offset() != 0) bad(format("document_offsets[0] is {}, expected 0", next_offset()));
+  ++document;
+  for (Index begin = 0; begin < tokens(); begin += kTokenBlock) {
+    const Index count = std::min(kTokenBlock, tokens() - begin);
+    verify_block(begin / kTokenBlock);
+    read(begin, std::span(ids).first(static_cast<std::size_t>(count)));
+    while (document <= documents()) {
+      const std::int64_t end = next_offset();
+      if (end <= previous || end > tokens())
+        bad(format("document_offsets[{}] is {} after {}, of {} tokens", document, end, previous, tokens()));
+      if (end > begin + count) break;
+      const std::int32_t last = ids[static_cast<std::size_t>(end - 1 - begin)];
+      if (last != info_.end_of_document)
+        bad(format("document {} ends with token {}, expected {}", document - 1, last, info_.end_of_document));
+      previous = end;
+      ++document;
+    }
+  }
+  if (document <= documents() || previous != tokens())
+    bad(format("document_offsets end at {} of {} tokens", previous, tokens()));
+}
+
+// ---- source ----
+
+TokenSource::TokenSource(const Files& files, const std::string& pattern) : first_{0} {
+  const auto paths = expand_glob(files, pattern);
+  require(!paths.empty(), ExitCode::data, "{}: no file matches", pattern);
+  for (const auto& path : paths) {
+    files_.push_back(std::make_unique<TokenFile>(files, path));
+    const TokenFileInfo& a = files_[0]->info();
+    const TokenFileInfo& b = files_.back()->info();
+    require(a.tokenizer_hash == b.tokenizer_hash && a.vocab_size == b.vocab_size, ExitCode::data,
+            "{}: made with tokenizer {}, but {} with {}", path, hex(b.tokenizer_hash), paths[0], hex(a.tokenizer_hash));
+    first_.push_back(first_.back() + files_.back()->tokens());
+  }
+}
+
+Index TokenSource::documents() const {
+  Index n = 0;
+  for (const auto& f : files_) n += f->documents();
+  return n;
+}
+
+void TokenSource::read(Index begin, std::span<std::int32_t> into) {
+  check(begin >= 0 && begin + static_cast<Index>(into.size()) <= tokens(), "tokens {} + {} of {}", begin, into.size(),
+        tokens());
+  while (!into.empty()) {
+    const auto i = static_cast<std::size_t>(std::upper_bound(first_.begin(), first_.end(), begin) - first_.begin() - 1);
+    const auto n = static_cast<std::size_t>(std::min(static_cast<Index>(into.size()), first_[i + 1] - begin));
+    files_[i]->read(begin - first_[i], into.first(n));
+    into = into.subspan(n);
+    begin += static_cast<Index>(n);
+  }
+}
+
+}  // namespace dstrain
