@@ -30,21 +30,22 @@ SaveResult CheckpointWriter::save(const CheckpointState& state, std::span<const 
   for (const TensorSlab& slab : slabs) bytes += slab.extent.numel() * static_cast<Index>(sizeof(float));
   bytes = agreement_.sum(bytes);
 
-  Index done = 0;
-  agreement_.together([&] {
-    if (!leads) return;
-    files_.make_directory(directory_);
-    if (saved_already(state)) {
-      done = 1;
-      return;
-    }
-    remove_leftovers(files_, directory_);
-    require_free_space(files_, directory_, static_cast<std::uint64_t>(bytes));
-    files_.make_directory(partial);
-  });
-  if (agreement_.sum(done) > 0) return result;
-
+  bool started = false;
   try {
+    Index done = 0;
+    agreement_.together([&] {
+      if (!leads) return;
+      files_.make_directory(directory_);
+      if (saved_already(state)) {
+        done = 1;
+        return;
+      }
+      remove_leftovers(files_, directory_);
+      require_free_space(files_, directory_, static_cast<std::uint64_t>(bytes));
+      files_.make_directory(partial);
+    });
+    if (agreement_.sum(done) > 0) return result;
+    started = true;
     WrittenShard written;
     agreement_.together([&] { written = write_shard(files_, partial, agreement_.rank(), state.step, slabs); });
     const std::vector<std::string> shards = agreement_.gather(to_text(written.record, written.tensors));
@@ -55,7 +56,7 @@ SaveResult CheckpointWriter::save(const CheckpointState& state, std::span<const 
       publish(partial, result.path);
     });
   } catch (const Error& e) {
-    if (leads && e.code() != ExitCode::lost) {
+    if (leads && started && e.code() != ExitCode::lost) {
       try {
         remove_tree(files_, partial);
       } catch (const Error&) {  // the next save tries again; the first error is the one to tell

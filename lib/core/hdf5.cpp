@@ -84,6 +84,14 @@ herr_t driver_set_eoa(H5FD_t* f, H5FD_mem_t, haddr_t address) {
 }
 haddr_t driver_get_eof(const H5FD_t* f, H5FD_mem_t) { return self(f).eof; }
 
+// A failed write is told to our caller, by state.error, and never to HDF5: its cleaning up after one crashes, and it
+// may swallow the failure. The rest of the file is given up.
+template <class F>
+herr_t written(Hdf5State& state, F&& body) {
+  if (guarded(state, body) < 0) state.discard = true;
+  return 0;
+}
+
 // As HDF5's own drivers do, bytes past the end of the file read as zeros.
 herr_t driver_read(H5FD_t* f, H5FD_mem_t, hid_t, haddr_t address, std::size_t size, void* buffer) {
   DriverFile& d = self(f);
@@ -101,7 +109,7 @@ herr_t driver_read(H5FD_t* f, H5FD_mem_t, hid_t, haddr_t address, std::size_t si
 herr_t driver_write(H5FD_t* f, H5FD_mem_t, hid_t, haddr_t address, std::size_t size, const void* buffer) {
   DriverFile& d = self(f);
   if (d.state->discard) return 0;
-  return guarded(*d.state, [&] {
+  return written(*d.state, [&] {
     d.state->file->pwrite({static_cast<const std::byte*>(buffer), size}, address);
     d.eof = std::max<haddr_t>(d.eof, address + size);
   });
@@ -110,7 +118,7 @@ herr_t driver_write(H5FD_t* f, H5FD_mem_t, hid_t, haddr_t address, std::size_t s
 herr_t driver_truncate(H5FD_t* f, hid_t, hbool_t) {
   DriverFile& d = self(f);
   if (d.state->discard || d.eof == d.eoa) return 0;
-  return guarded(*d.state, [&] {
+  return written(*d.state, [&] {
     d.state->file->truncate(d.eoa);
     d.eof = d.eoa;
   });
@@ -185,8 +193,7 @@ herr_t innermost(unsigned, const H5E_error2_t* e, void* text) {
 // Passes a result on, or throws.
 template <class T>
 T need(T result, Hdf5State& state, const char* what, const std::string& object) {
-  if (result < 0) fail_hdf5(state, what, object);
-  state.error = nullptr;  // HDF5 recovered from it
+  if (result < 0 || state.error) fail_hdf5(state, what, object);
   return result;
 }
 
@@ -390,7 +397,8 @@ Hdf5File Hdf5File::create(const Files& files, const std::string& path, OpenMode 
   H5Pset_libver_bounds(fapl, H5F_LIBVER_LATEST, H5F_LIBVER_LATEST);
   H5Pset_fclose_degree(fapl, H5F_CLOSE_STRONG);
   H5Pset_obj_track_times(fcpl, false);
-  out.id_ = need(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, fcpl, fapl), state, "create", path);
+  out.id_ = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, fcpl, fapl);
+  need(out.id_, state, "create", path);
   return out;
 }
 
@@ -420,7 +428,8 @@ Hdf5File Hdf5File::open(const Files& files, const std::string& path, ExitCode co
   const DriverInfo info{&state};
   need(H5Pset_driver(fapl, driver_id(), &info), state, "open", path);
   H5Pset_fclose_degree(fapl, H5F_CLOSE_STRONG);
-  out.id_ = need(H5Fopen(path.c_str(), H5F_ACC_RDONLY, fapl), state, "open", path);
+  out.id_ = H5Fopen(path.c_str(), H5F_ACC_RDONLY, fapl);
+  need(out.id_, state, "open", path);
   return out;
 }
 

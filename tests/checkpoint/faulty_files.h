@@ -1,0 +1,101 @@
+#pragma once
+// Files of which the n-th call fails.
+
+#include <cerrno>
+#include <string>
+
+#include "lib/core/files.h"
+
+namespace dstrain::test {
+
+class FaultyFiles final : public Files {
+ public:
+  // Calls are counted from 1 over all operations, but for queries that cannot fail. `fail_at` 0: none does. `sticky`:
+  // all later ones fail too, as on a full disk.
+  explicit FaultyFiles(const Files& real, int fail_at = 0, bool sticky = false)
+      : real_(real), fail_at_(fail_at), sticky_(sticky) {}
+  int calls() const { return calls_; }
+  bool failed() const { return failed_; }
+
+  std::unique_ptr<File> open(const std::string& path, OpenMode mode) const override {
+    count("open", path, mode == OpenMode::read ? ExitCode::data : ExitCode::write);
+    return std::make_unique<FaultyFile>(*this, path, real_.open(path, mode));
+  }
+  void rename(const std::string& from, const std::string& to) const override {
+    count("rename", from);
+    real_.rename(from, to);
+  }
+  void remove(const std::string& path) const override {
+    count("remove", path);
+    real_.remove(path);
+  }
+  void make_directory(const std::string& path) const override {
+    count("make_directory", path);
+    real_.make_directory(path);
+  }
+  void sync_directory(const std::string& path) const override {
+    count("sync_directory", path);
+    real_.sync_directory(path);
+  }
+  bool exists(const std::string& path) const override { return real_.exists(path); }
+  bool is_directory(const std::string& path) const override { return real_.is_directory(path); }
+  std::vector<std::string> list(const std::string& path) const override {
+    count("list", path, ExitCode::data);
+    return real_.list(path);
+  }
+  std::uint64_t available(const std::string& path) const override {
+    count("available", path);
+    return real_.available(path);
+  }
+
+ private:
+  class FaultyFile final : public File {
+   public:
+    FaultyFile(const FaultyFiles& owner, std::string path, std::unique_ptr<File> real)
+        : owner_(owner), path_(std::move(path)), real_(std::move(real)) {}
+    void pread(std::span<std::byte> into, std::uint64_t offset) const override {
+      owner_.count("read", path_, ExitCode::data);
+      real_->pread(into, offset);
+    }
+    void pwrite(std::span<const std::byte> from, std::uint64_t offset) override {
+      owner_.count("write", path_);
+      real_->pwrite(from, offset);
+    }
+    std::uint64_t size() const override {
+      owner_.count("size", path_, ExitCode::data);
+      return real_->size();
+    }
+    void truncate(std::uint64_t size) override {
+      owner_.count("truncate", path_);
+      real_->truncate(size);
+    }
+    void sync() override {
+      owner_.count("sync", path_);
+      real_->sync();
+    }
+    void close() override {
+      owner_.count("close", path_);
+      real_->close();
+    }
+
+   private:
+    const FaultyFiles& owner_;
+    std::string path_;
+    std::unique_ptr<File> real_;
+  };
+
+  void count(const char* what, const std::string& path, ExitCode code = ExitCode::write) const {
+    ++calls_;
+    if (fail_at_ == 0 || (sticky_ ? calls_ < fail_at_ : calls_ != fail_at_)) return;
+    failed_ = true;
+    throw FileError(code, format("injected: cannot {} {} (call {})", what, path, calls_), ENOSPC);
+  }
+
+  const Files& real_;
+  int fail_at_;
+  bool sticky_;
+  mutable int calls_ = 0;
+  mutable bool failed_ = false;
+};
+
+}  // namespace dstrain::test
