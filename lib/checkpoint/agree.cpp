@@ -34,7 +34,7 @@ void Agreement::together(const std::function<void()>& work) {
     if (code == 0) continue;
     std::string text = broadcast(r == rank() ? std::string(mine->what()) : std::string(), r);
     if (size() > 1) text = format("rank {}: {}", r, text);
-    throw Error(static_cast<ExitCode>(code), text);
+    throw Error(static_cast<ExitCode>(code), text, true);
   }
 }
 

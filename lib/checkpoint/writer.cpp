@@ -64,7 +64,7 @@ SaveResult CheckpointWriter::save(const CheckpointState& state, std::span<const 
     }
     // Reading back what was written is part of writing.
     throw Error(e.code() == ExitCode::data ? ExitCode::write : e.code(),
-                format("checkpoint of step {}: {}", state.step, e.what()));
+                format("checkpoint of step {}: {}", state.step, e.what()), e.shared());
   }
   if (leads) {
     verified_.insert(state.step);

@@ -12,6 +12,7 @@
 #include <numeric>
 #include <random>
 
+#include "lib/checkpoint/compare.h"
 #include "lib/checkpoint/names.h"
 #include "lib/checkpoint/reader.h"
 #include "lib/checkpoint/run_lock.h"
@@ -208,6 +209,40 @@ TEST_CASE("the same save gives the same bytes", "[checkpoint]") {
     CHECK(slurp(join_path(a.path, name)) == slurp(join_path(b.path, name)));
     CHECK(!slurp(join_path(a.path, name)).empty());
   }
+}
+
+TEST_CASE("compare tells what differs, and not how it is sharded", "[checkpoint]") {
+  const TemporaryDirectory t;
+  const std::string a = join_path(t.path, "a"), b = join_path(t.path, "b"), c = join_path(t.path, "c");
+  run_threads(2, [&](World& w) { save_step(w, system_files(), a, 4, 1); });
+  run_threads(3, [&](World& w) { save_step(w, system_files(), b, 4, 2); });
+  run_threads(1, [&](World& w) {  // one element changed, one tensor dropped, another cursor
+    Parts parts = layout(1, 0, 1);
+    parts.fill(4);
+    parts.each([](const TensorSlab& s, float& x, Index i, Index j) {
+      if (s.role == "exp_avg" && s.name == "h.0.attn.c_attn.weight" && i == 8 && j == 30) x += 2;
+    });
+    std::erase_if(parts.slabs, [](const TensorSlab& s) { return s.role == "weight" && s.name == "lm_head.weight"; });
+    CheckpointState state = state_of(4);
+    state.next_sample = 5;
+    CheckpointWriter(system_files(), c, *everyone(w), 1).save(state, parts.slabs);
+  });
+  const auto open = [](const std::string& d) {
+    return Checkpoint::open(system_files(), join_path(d, "step_00000004"));
+  };
+  Checkpoint x = open(a), y = open(b), z = open(c);
+  const Comparison same = compare(x, y);
+  CHECK(same.state.empty());
+  CHECK(same.tensors.empty());
+  CHECK(same.compared == 12);
+  const Comparison other = compare(x, z);
+  CHECK(other.state == std::vector<std::string>{"next_sample: 64 and 5"});
+  REQUIRE(other.tensors.size() == 2);
+  CHECK(other.tensors[0].name == "h.0.attn.c_attn.weight");
+  CHECK(other.tensors[0].different == 1);
+  CHECK(std::abs(other.tensors[0].largest - 2) < 1e-6);  // 2 and float's rounding of x + 2
+  CHECK(other.tensors[1].name == "lm_head.weight");
+  CHECK(other.tensors[1].problem == "only in the first");
 }
 
 TEST_CASE("replicas share the writing by bytes", "[checkpoint]") {
