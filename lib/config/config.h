@@ -20,6 +20,7 @@ struct RunConfig {
 
 struct ModelConfig {
   std::string from;            // path of a config.json; then the keys below come from it and those given here override
+  std::string weights;         // safetensors file or directory: initial weights of a run
   std::string type = "llama";  // llama, gpt2
   std::int64_t vocab_size = 0;
   std::int64_t hidden_size = 0;

@@ -72,6 +72,10 @@ void visit_fields(C& c, V& v) {
 
   v.section("model", "the model, in the words of Hugging Face's config.json");
   v.field(Key{.name = "from", .help = "a Hugging Face config.json; keys given here override it"}, c.model.from);
+  v.field(Key{.name = "weights",
+              .help = "a safetensors file, or a directory with model.safetensors or its index: the weights that a new "
+                      "run starts from"},
+          c.model.weights);
   v.field(Key{.name = "type", .help = "architecture", .choices = {"llama", "gpt2"}}, c.model.type);
   v.field(Key{.name = "vocab_size", .help = "tokens in the vocabulary", .required = true, .min = 1, .max = kBig},
           c.model.vocab_size);

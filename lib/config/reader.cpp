@@ -185,11 +185,14 @@ Loaded parse_config(const Files& files, const std::string& path, const std::stri
     place(trees.size() - 1, problems);
   }
 
+  bool from_named = false;
   // model.from comes first, whatever the order, so that every other key overrides it.
   for (std::size_t i = trees.size(); i-- > 0;) {
     const YamlNode* model = trees[i].find("model");
     const YamlNode* from = model ? model->find("from") : nullptr;
-    if (!from || from->kind != YamlNode::Kind::scalar || from->text.empty()) continue;
+    if (!from) continue;
+    from_named = true;
+    if (from->kind != YamlNode::Kind::scalar || from->text.empty()) continue;
     try {
       loaded.config.model = model_from_hugging_face(files, from->text);
       for (const auto& key : names.paths)
@@ -211,6 +214,7 @@ Loaded parse_config(const Files& files, const std::string& path, const std::stri
   if (complete && trees[0].kind == YamlNode::Kind::map) {
     for (const auto& key : names.required) {
       if (loaded.origin(key).kind != Origin::Kind::defaulted) continue;
+      if (from_named && key.rfind("model.", 0) == 0) continue;
       const YamlNode* section = trees[0].find(key.substr(0, key.find('.')));
       problems.push_back({section ? section->key_mark : Mark{1, 1}, key, "missing"});
     }

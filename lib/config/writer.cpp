@@ -128,9 +128,11 @@ struct Explain {
 
 struct Schema {
   Json root = Json::object();
-  Json* here = nullptr;
+  Json* here = nullptr;  // the section last added, so that no insertion moves it
+  bool in_model = false;
 
   void section(const char* name, const char* help) {
+    in_model = std::string_view(name) == "model";
     here =
         &(root["properties"][name] = Json{{"type", "object"}, {"description", help}, {"additionalProperties", false}});
   }
@@ -140,9 +142,7 @@ struct Schema {
     j["description"] = key.help;
     if (!key.required && !absent(value)) j["default"] = Json::parse(yaml(value));
     // Model keys may come from model.from, so the schema cannot require them.
-    if (key.required && here != &root["properties"]["model"]) {
-      (*here)["required"].push_back(key.name);
-    }
+    if (key.required && !in_model) (*here)["required"].push_back(key.name);
     (*here)["properties"][key.name] = std::move(j);
   }
 

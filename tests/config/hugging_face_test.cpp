@@ -1,0 +1,161 @@
+#include "lib/config/hugging_face.h"
+
+#include <unistd.h>
+
+#include "lib/config/reader.h"
+#include "tests/support/catch.h"
+
+using namespace dstrain;
+
+namespace {
+
+std::string report(const std::string& text) {
+  try {
+    model_from_json(text, "c.json");
+    return "";
+  } catch (const Error& e) {
+    CHECK(e.code() == ExitCode::usage);
+    return e.what();
+  }
+}
+
+std::string golden(const std::string& name) { return DSTRAIN_SOURCE_DIR "/tests/golden/" + name; }
+
+}  // namespace
+
+TEST_CASE("config.json of a llama and of a GPT-2") {
+  const ModelConfig l = model_from_hugging_face(system_files(), golden("llama_tiny_config.json"));
+  CHECK(l.type == "llama");
+  CHECK(l.vocab_size == 320);
+  CHECK(l.hidden_size == 64);
+  CHECK(l.num_hidden_layers == 2);
+  CHECK(l.num_attention_heads == 4);
+  CHECK(l.num_key_value_heads == 2);
+  CHECK(l.head_dim == 16);
+  CHECK(l.intermediate_size == 172);
+  CHECK(l.max_position_embeddings == 128);
+  CHECK(l.rms_norm_eps == 1e-5);
+  CHECK(l.rope_theta == 10000.0);
+  CHECK(l.hidden_act == "silu");
+  CHECK_FALSE(l.tie_word_embeddings);
+
+  const ModelConfig g = model_from_hugging_face(system_files(), golden("gpt2_tiny_config.json"));
+  CHECK(g.type == "gpt2");
+  CHECK(g.vocab_size == 320);
+  CHECK(g.hidden_size == 48);
+  CHECK(g.num_hidden_layers == 2);
+  CHECK(g.num_attention_heads == 3);
+  CHECK(g.intermediate_size == 0);
+  CHECK(g.max_position_embeddings == 64);
+  CHECK(g.layer_norm_epsilon == 1e-5);
+  CHECK(g.hidden_act == "gelu_new");
+  CHECK(g.tie_word_embeddings);
+  CHECK(g.resid_pdrop == 0.0);
+}
+
+TEST_CASE("absent keys take Hugging Face's defaults") {
+  const ModelConfig l = model_from_json(R"({"model_type": "llama"})", "c.json");
+  CHECK(l.vocab_size == 32000);
+  CHECK(l.hidden_size == 4096);
+  CHECK(l.intermediate_size == 11008);
+  CHECK(l.num_hidden_layers == 32);
+  CHECK(l.num_attention_heads == 32);
+  CHECK(l.max_position_embeddings == 2048);
+  CHECK(l.rms_norm_eps == 1e-6);
+  CHECK_FALSE(l.tie_word_embeddings);
+  const ModelConfig g = model_from_json(R"({"model_type": "gpt2"})", "c.json");
+  CHECK(g.vocab_size == 50257);
+  CHECK(g.hidden_size == 768);
+  CHECK(g.num_hidden_layers == 12);
+  CHECK(g.max_position_embeddings == 1024);
+  CHECK(g.attn_pdrop == 0.1);
+  CHECK(g.tie_word_embeddings);
+}
+
+TEST_CASE("both spellings of the rotary base, and GPT-2's other names") {
+  CHECK(model_from_json(R"({"model_type": "llama", "rope_theta": 500000.0, "rope_scaling": null})", "c").rope_theta ==
+        5e5);
+  CHECK(model_from_json(R"({"model_type": "llama", "rope_parameters": {"rope_theta": 7000, "rope_type": "default"}})",
+                        "c")
+            .rope_theta == 7000);
+  CHECK(model_from_json(R"({"model_type": "gpt2", "n_ctx": 256, "n_positions": 256})", "c").max_position_embeddings ==
+        256);
+  CHECK(model_from_json(R"({"model_type": "gpt2", "hidden_size": 96})", "c").hidden_size == 96);
+}
+
+TEST_CASE("what changes the maths is refused by name and value") {
+  const std::pair<const char*, const char*> llama[] = {
+      {R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0})",
+       "c.json: rope_scaling.factor: 8.0 is not supported\n"
+       "c.json: rope_scaling.rope_type: \"llama3\" is not supported; only default is"},
+      {R"("rope_scaling": {"type": "linear"})",
+       "c.json: rope_scaling.type: \"linear\" is not supported; only default is"},
+      {R"("rope_parameters": [1])", "c.json: rope_parameters: expected a mapping, found [1]"},
+      {R"("rope_theta": 1e4, "rope_parameters": {"rope_theta": 2e4})",
+       "c.json: rope_parameters.rope_theta: 20000.0 differs from rope_theta: 10000.0"},
+      {R"("hidden_act": "gelu")", "c.json: hidden_act: \"gelu\" is not supported; only silu is"},
+      {R"("hidden_act": "relu")",
+       "c.json: hidden_act: expected one of silu, gelu_new, gelu_pytorch_tanh, gelu, found \"relu\""},
+      {R"("pretraining_tp": 2)", "c.json: pretraining_tp: 2 is not supported; only 1 is"},
+      {R"("attention_dropout": 0.1)", "c.json: attention_dropout: 0.1 is not supported; only 0 or 0.0 is"},
+      {R"("quantization_config": {"bits": 4})",
+       "c.json: quantization_config: {\"bits\":4} is not supported; only null is"},
+      {R"("architectures": ["LlamaForSequenceClassification"])",
+       "c.json: architectures: [\"LlamaForSequenceClassification\"] is not supported; only null or "
+       "[\"LlamaForCausalLM\"] is"},
+      {R"("sliding_window": 4096)", "c.json: sliding_window: 4096: unknown key; it may change what the model computes"},
+      {R"("hidden_size": "64")", "c.json: hidden_size: expected an integer, found \"64\""},
+      {R"("hidden_size": 64.5)", "c.json: hidden_size: expected an integer, found 64.5"},
+      {R"("hidden_size": null)", "c.json: hidden_size: expected an integer, found null"},
+      {R"("num_hidden_layers": 18446744073709551615)",
+       "c.json: num_hidden_layers: expected an integer in [1, 10000], found 18446744073709551615"},
+      {R"("rms_norm_eps": 0)", "c.json: rms_norm_eps: expected a number in (0, 1], found 0"},
+      {R"("tie_word_embeddings": 1)", "c.json: tie_word_embeddings: expected true or false, found 1"},
+      {R"("hidden_size": 1, "hidden_size": 2)", "c.json: hidden_size: given twice"},
+  };
+  for (const auto& [keys, expected] : llama)
+    CHECK(report(format(R"({{"model_type": "llama", {}}})", keys)) == expected);
+  const std::pair<const char*, const char*> gpt2[] = {
+      {R"("activation_function": "relu")",
+       "c.json: activation_function: expected one of silu, gelu_new, gelu_pytorch_tanh, gelu, found \"relu\""},
+      {R"("activation_function": "silu")",
+       "c.json: activation_function: \"silu\" is not supported; gelu_new, gelu_pytorch_tanh and gelu are"},
+      {R"("scale_attn_weights": false)", "c.json: scale_attn_weights: false is not supported; only true is"},
+      {R"("scale_attn_by_inverse_layer_idx": true)",
+       "c.json: scale_attn_by_inverse_layer_idx: true is not supported; only false is"},
+      {R"("reorder_and_upcast_attn": true)", "c.json: reorder_and_upcast_attn: true is not supported; only false is"},
+      {R"("add_cross_attention": true)", "c.json: add_cross_attention: true is not supported; only false is"},
+      {R"("n_ctx": 128, "n_positions": 256)", "c.json: n_positions: 256 differs from n_ctx: 128"},
+      {R"("rope_theta": 1.0)", "c.json: rope_theta: 1.0: unknown key; it may change what the model computes"},
+  };
+  for (const auto& [keys, expected] : gpt2) {
+    const std::string found = report(format(R"({{"model_type": "gpt2", {}}})", keys));
+    if (std::string(keys).find("n_ctx") == std::string::npos)
+      CHECK(found == expected);
+    else
+      CHECK(found.find("differs from") != std::string::npos);
+  }
+  CHECK(report(R"({"model_type": "mamba"})") == "c.json: model_type: \"mamba\" is not supported; llama and gpt2 are");
+  CHECK(report("[]") == "c.json: expected a mapping, found []");
+  CHECK(report("{").find("c.json: not valid JSON: ") == 0);
+  CHECK(report(std::string(100, '[')).find("c.json: ") == 0);
+  CHECK(report("{\"model_type\": \"\xff\"}").find("c.json: not valid JSON: ") == 0);
+}
+
+TEST_CASE("model.from is read first; the job's own keys override it") {
+  const std::string yaml =
+      "run: {dir: r}\n"
+      "model: {num_hidden_layers: 1, from: " +
+      golden("llama_tiny_config.json") +
+      "}\n"
+      "training: {steps: 10, sequence_length: 16, global_batch_size: 8, micro_batch_size: 2}\n";
+  const Loaded loaded = parse_config(system_files(), "job.yaml", yaml, {"model.vocab_size=77"});
+  CHECK(loaded.config.model.num_hidden_layers == 1);
+  CHECK(loaded.config.model.vocab_size == 77);
+  CHECK(loaded.config.model.hidden_size == 64);
+  CHECK(loaded.origin("model.hidden_size").text == golden("llama_tiny_config.json"));
+  CHECK(loaded.origin("model.num_hidden_layers").text == "job.yaml:2:9");
+  CHECK_THROWS_WITH(
+      parse_config(system_files(), "job.yaml", yaml, {"model.from=/nonexistent"}),
+      "override 'model.from=/nonexistent': model.from: cannot open /nonexistent: No such file or directory");
+}
