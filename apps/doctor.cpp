@@ -1,7 +1,5 @@
 // dstrain doctor: what this machine and build can do, and what is missing.
 
-#include <sys/statvfs.h>
-
 #include <cstdio>
 #include <fstream>
 #include <string>
@@ -10,7 +8,7 @@
 #include "kernels/cpu/blas.h"
 #include "lib/comm/world.h"
 #include "lib/core/build.h"
-#include "lib/observe/progress.h"
+#include "lib/core/thread_pool.h"
 
 namespace dstrain {
 
@@ -37,9 +35,12 @@ ExitCode doctor() {
   row("cores", format("{} usable", available_cores()));
   row("memory", proc_value("/proc/meminfo", "MemAvailable") + " available");
   row("world", format("{} rank(s), {}", world->size(), world->kind()));
-  row("BLAS", format("{}, kernel {}", blas_name(), blas_kernel()));
-  if (blas_kernel_is_slow())
-    row("  warning", "this kernel is slower than the processor allows; " + blas_advice());
+  const cpu::BlasInfo blas = cpu::blas_info();
+  row("BLAS", format("{}, kernel {}", blas.name, blas.kernel));
+  if (!blas.wanted.empty())
+    row("  warning", format("slower than this processor allows; where your tests still pass with it, set: export "
+                            "OPENBLAS_CORETYPE={}",
+                            blas.wanted));
   row("CUDA", build::cuda ? "built in" : "not built in");
   row("left out", build::left_out);
   return ExitCode::ok;

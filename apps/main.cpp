@@ -1,7 +1,5 @@
 // dstrain: the table of subcommands and the one catch.
 
-#include <unistd.h>
-
 #include <csignal>
 #include <cstdio>
 #include <exception>
@@ -9,6 +7,7 @@
 #include <vector>
 
 #include "apps/commands.h"
+#include "apps/ranks.h"
 #include "lib/core/build.h"
 
 namespace dstrain {
@@ -61,7 +60,11 @@ int main(int argc, char** argv) {
   try {
     return dstrain::run(argc, argv);
   } catch (const dstrain::Error& e) {
-    std::fprintf(stderr, "dstrain: %s\n", e.what());
+    const int rank = dstrain::launched_rank();
+    if (rank == 0)
+      std::fprintf(stderr, "dstrain: %s\n", e.what());
+    else if (!e.shared() && e.code() != dstrain::ExitCode::usage)  // every rank reads the same job file
+      std::fprintf(stderr, "dstrain: rank %d: %s\n", rank, e.what());
     return static_cast<int>(e.code());
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "dstrain: out of host memory\n");

@@ -30,11 +30,15 @@ enum class ExitCode : int {
 // An error that carries its exit code. Throw it through fail(); the one catch is in apps/main.cpp.
 class Error : public std::runtime_error {
  public:
-  Error(ExitCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  // `shared`: every rank throws the same, so that one of them need tell it.
+  Error(ExitCode code, const std::string& message, bool shared = false)
+      : std::runtime_error(message), code_(code), shared_(shared) {}
   ExitCode code() const { return code_; }
+  bool shared() const { return shared_; }
 
  private:
   ExitCode code_;
+  bool shared_;
 };
 
 // One argument of a message, type-erased so that formatting can happen in errors.cpp.

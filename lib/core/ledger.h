@@ -27,14 +27,17 @@ struct Ledger {
   struct Row {
     std::int64_t launches = 0;
     Cost cost;
+    double seconds = 0;  // if timed
   };
+  bool timed = false;  // whether launch() measures each op's time; host streams only
   std::map<std::string, Row> ops;               // by op name
   std::map<std::string, double> communication;  // bytes sent by this rank, by group name
 
-  void add(const char* op, const Cost& cost) {
+  Row& add(const char* op, const Cost& cost) {
     Row& row = ops[op];
     ++row.launches;
     row.cost += cost;
+    return row;
   }
   Cost total() const {
     Cost sum;

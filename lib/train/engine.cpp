@@ -10,7 +10,7 @@
 
 namespace dstrain {
 
-BatchPlan batch_plan(const Config& c) {
+StepShape step_shape(const Config& c) {
   return {.micro_batches = c.training.global_batch_size / (c.parallel.data * c.training.micro_batch_size),
           .micro_batch_size = c.training.micro_batch_size,
           .length = c.training.sequence_length};
@@ -19,7 +19,7 @@ BatchPlan batch_plan(const Config& c) {
 namespace {
 
 Program job_program(const Config& c, const std::string& schedule) {
-  return make_schedule(schedule, static_cast<int>(c.parallel.pipeline), static_cast<int>(batch_plan(c).micro_batches));
+  return make_schedule(schedule, static_cast<int>(c.parallel.pipeline), static_cast<int>(step_shape(c).micro_batches));
 }
 
 }  // namespace
@@ -51,7 +51,7 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
       scalars_("scalars", device, 2 * Arena::kAlign),
       train_program_(train_program(config)),
       eval_program_(job_program(config, "forward_only")) {
-  const BatchPlan batches = batch_plan(config_);
+  const StepShape batches = step_shape(config_);
   const int slots = std::max(slot_count(train_program_, at_.pipeline), slot_count(eval_program_, at_.pipeline));
   stage_ = std::make_unique<Stage>(build_stage(config_.model, place_of(config_, at_)), device, *groups_.tensor, slots,
                                    batches.micro_batch_size * batches.length, sizes.stage);

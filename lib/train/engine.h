@@ -37,12 +37,12 @@ struct StepResult {
 };
 
 // The part of a step that every rank must know the same of: counts of micro-batches follow from the config alone.
-struct BatchPlan {
+struct StepShape {
   Index micro_batches = 0;  // a step and data rank
   Index micro_batch_size = 0;
   Index length = 0;
 };
-BatchPlan batch_plan(const Config& config);
+StepShape step_shape(const Config& config);
 
 class Engine {
  public:
@@ -52,7 +52,7 @@ class Engine {
   // Sets the weights to the values of (seed, name); optimizer state and gradients to 0.
   void initialize(std::uint64_t seed);
 
-  // One optimizer step over this data rank's micro-batches (batch_plan().micro_batches of them). `valid_tokens` is the
+  // One optimizer step over this data rank's micro-batches (step_shape().micro_batches of them). `valid_tokens` is the
   // global sum of loss weights. `update` counts applied updates, this one included. `stop` is this rank's vote.
   StepResult train_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, std::int64_t update,
                         bool stop);

@@ -1,6 +1,7 @@
 #include "lib/train/plan.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "lib/pipeline/schedule.h"
 #include "lib/pipeline/simulate.h"
@@ -17,7 +18,7 @@ MeshSizes mesh_sizes(const ParallelConfig& p) {
 
 namespace {
 
-Batch dry_batch(const BatchPlan& plan) {
+Batch dry_batch(const StepShape& plan) {
   static std::byte nothing;  // an address for tensors that nobody reads
   const auto tensor = [&](Index n, DType t) { return Tensor(&nothing, t, Device::dry, {n}); };
   const Index rows = plan.micro_batch_size * plan.length;
@@ -36,7 +37,7 @@ Batch dry_batch(const BatchPlan& plan) {
 RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank) {
   const auto world = World::dry(rank, mesh.ranks());
   Engine engine(config, *world, mesh, Device::dry, 1, {});
-  const BatchPlan batches = batch_plan(config);
+  const StepShape batches = step_shape(config);
   const std::vector<Batch> micro_batches(static_cast<std::size_t>(batches.micro_batches), dry_batch(batches));
   RankPlan plan{.rank = rank,
                 .at = mesh.coordinates(rank),
@@ -53,8 +54,8 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank) {
 }
 
 Plan make_plan(const Config& config) {
-  Plan plan{.mesh = Mesh(mesh_sizes(config.parallel)), .batches = batch_plan(config), .program = train_program(config)};
-  std::vector<double> forward_flops;
+  Plan plan{.mesh = Mesh(mesh_sizes(config.parallel)), .shape = step_shape(config), .program = train_program(config)};
+  std::vector<double> stage_flops;
   Cost total;
   for (int stage = 0; stage < plan.mesh.sizes().pipeline; ++stage)
     for (int tensor = 0; tensor < plan.mesh.sizes().tensor; ++tensor) {
@@ -62,13 +63,17 @@ Plan make_plan(const Config& config) {
       const RankPlan& rank = plan.ranks.back();
       plan.parameters += rank.parameters;
       total += rank.step.total();
-      if (tensor == 0) forward_flops.push_back(rank.step.total().flops / 3);
+      if (tensor == 0) stage_flops.push_back(rank.step.total().flops);
     }
   const double tokens =
-      static_cast<double>(plan.batches.micro_batches * plan.batches.micro_batch_size * plan.batches.length);
+      static_cast<double>(plan.shape.micro_batches * plan.shape.micro_batch_size * plan.shape.length);
   plan.flops_per_token = total.flops / tokens;
   plan.flops_per_token_full = total.flops_full / tokens;
-  plan.bubble = simulate(plan.program, {}).bubble;
+  plan.bubble = simulate(plan.program).bubble;
+  // A pipeline goes at its slowest stage's pace: the rest of the others' time is idle too.
+  const double slowest = *std::max_element(stage_flops.begin(), stage_flops.end());
+  const double mean = std::accumulate(stage_flops.begin(), stage_flops.end(), 0.0) / static_cast<double>(stage_flops.size());
+  plan.bubble_with_costs = 1 - (1 - plan.bubble) * mean / slowest;
   return plan;
 }
 

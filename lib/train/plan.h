@@ -19,10 +19,11 @@ struct RankPlan {
 
 struct Plan {
   Mesh mesh{MeshSizes{}};
-  BatchPlan batches;
+  StepShape shape;
   std::vector<RankPlan> ranks;  // one a pipeline stage and tensor rank, of data rank 0
   Program program;
-  double bubble = 0;            // of the schedule, with stages' own costs
+  double bubble = 0;            // of the schedule with equal stages
+  double bubble_with_costs = 0;  // 1 - work / (stages * time) when every stage takes what its FLOPs say
   Index parameters = 0;         // of the model
   double flops_per_token = 0;   // a training step's, causal attention at half
   double flops_per_token_full = 0;

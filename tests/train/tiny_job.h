@@ -72,7 +72,7 @@ inline Config tiny_job(const std::string& model, int data, int tensor, int pipel
 class TinyData {
  public:
   TinyData(const Config& config, int data_rank, std::int64_t step) {
-    const BatchPlan plan = batch_plan(config);
+    const StepShape plan = step_shape(config);
     tokens_.reserve(static_cast<std::size_t>(plan.micro_batches));
     for (Index m = 0; m < plan.micro_batches; ++m) {
       Memory& memory = tokens_.emplace_back();

@@ -1,0 +1,104 @@
+#include "lib/train/checkpointer.h"
+
+#include <utility>
+
+#include "lib/config/writer.h"
+#include "lib/core/hash.h"
+
+namespace dstrain {
+
+std::string job_identity(const Config& config) {
+  Config identity;
+  identity.model = config.model;
+  identity.training.sequence_length = config.training.sequence_length;
+  return hex(xxh3(to_yaml(identity)));
+}
+
+Checkpointer::Checkpointer(const Config& config, const Files& files, const Clock& clock, const std::string& directory,
+                           ProcessGroup& group, Engine& engine)
+    : config_(config),
+      files_(files),
+      clock_(clock),
+      directory_(directory),
+      group_(group),
+      engine_(engine),
+      writer_(files, directory, group, config.checkpoint.keep),
+      snapshot_(engine.params(), engine.groups().replica->rank(), engine.groups().replica->size()) {
+  snapshot_.take(engine.pool());
+}
+
+Checkpointer::~Checkpointer() {
+  if (thread_.joinable()) thread_.join();
+}
+
+std::optional<CheckpointState> Checkpointer::restore(const std::function<void(const std::string&)>& report) {
+  std::optional<Checkpoint> checkpoint = open_newest(files_, directory_, group_, report);
+  if (!checkpoint) return {};
+  const CheckpointState state = checkpoint->state();
+  require(state.config_hash == job_identity(config_), ExitCode::checkpoint,
+          "{}: it was saved by a job with another model or training.sequence_length", checkpoint->path());
+  require(state.seed == config_.run.seed, ExitCode::checkpoint, "{}: it was trained with run.seed {}, the job has {}",
+          checkpoint->path(), state.seed, config_.run.seed);
+  Agreement(group_).together([&] {
+    const ParamArena& params = engine_.params();
+    const Tensor* flats[] = {&params.master(), &params.exp_avg(), &params.exp_avg_sq()};
+    for (const ParamArena::Entry& entry : params.entries()) {
+      if (entry.range.size() == 0) continue;
+      for (std::size_t role = 0; role < 3; ++role) checkpoint->read(slab_of(entry, kRoles[role], *flats[role]));
+    }
+  });
+  writer_.mark_verified(state.step);
+  return state;
+}
+
+Checkpointer::Stall Checkpointer::save(const CheckpointState& state, ThreadPool& pool) {
+  Stall stall;
+  double at = clock_.now();
+  const auto lap = [&] { return clock_.now() - std::exchange(at, clock_.now()); };
+  collect();
+  stall.wait = lap();
+  snapshot_.take(pool);
+  stall.copy = lap();
+  done_ = false;
+  if (config_.checkpoint.async) {
+    thread_ = std::thread([this, state] { write(state); });
+  } else {
+    write(state);
+    stall.write = lap();
+  }
+  return stall;
+}
+
+void Checkpointer::write(const CheckpointState& state) {
+  Outcome outcome{.step = state.step};
+  const double begin = clock_.now();
+  try {
+    SaveResult result = writer_.save(state, snapshot_.slabs());
+    outcome.bytes = result.bytes;
+    outcome.warnings = std::move(result.warnings);
+  } catch (...) {
+    outcome.error = std::current_exception();
+  }
+  outcome.seconds = clock_.now() - begin;
+  outcome_ = std::move(outcome);
+  done_ = true;
+}
+
+void Checkpointer::collect() {
+  if (thread_.joinable()) thread_.join();
+  if (outcome_) outcomes_.push_back(std::move(*outcome_));
+  outcome_.reset();
+  done_ = false;
+}
+
+std::vector<Checkpointer::Outcome> Checkpointer::poll() {
+  if (done_) collect();
+  return std::exchange(outcomes_, {});
+}
+
+std::vector<Checkpointer::Outcome> Checkpointer::finish() {
+  collect();
+  return std::exchange(outcomes_, {});
+}
+
+}  // namespace dstrain

@@ -1,0 +1,37 @@
+#pragma once
+// The loss on the held-out data: the same batches on all ranks, whatever their number.
+
+#include "lib/core/clock.h"
+#include "lib/data/loader.h"
+#include "lib/observe/metrics.h"
+#include "lib/train/engine.h"
+
+namespace dstrain {
+
+class Evaluator {
+ public:
+  // Opens data.eval. Everything is borrowed. Throws Error{data}.
+  Evaluator(const Config& config, const Files& files, const Clock& clock, Engine& engine);
+
+  // Collective. The mean negative log likelihood over eval.samples samples (all of them when 0), in order.
+  EvalRecord run(std::int64_t step);
+
+ private:
+  const Clock& clock_;
+  Engine& engine_;
+  TokenSources sources_;
+  Sampler sampler_;
+  Index samples_;
+  Index global_batch_;
+  BatchReader reader_;
+  StepData step_;
+  Buffer memory_;
+  Index tokens_ = 0;  // predicted, over all ranks
+};
+
+// The paths of a data list.
+std::vector<std::string> paths_of(const std::vector<DataSource>& sources);
+// The share of a data rank in a step of the job; `end`: samples at and past it are padding, -1: none.
+BatchPlan data_plan(const Config& config, const Coordinates& at, Index end);
+
+}  // namespace dstrain
