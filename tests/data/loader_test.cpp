@@ -1,0 +1,188 @@
+#include "lib/data/loader.h"
+
+#include <map>
+#include <mutex>
+#include <random>
+
+#include "lib/comm/world.h"
+#include "tests/data/temporary.h"
+#include "tests/support/catch.h"
+
+using namespace dstrain;
+
+namespace {
+
+constexpr TokenFileInfo kInfo{42, 500, 0};
+constexpr Index kT = 16;
+
+// Two sources, the first of several files.
+struct Corpus {
+  Temporary directory;
+  std::vector<std::string> patterns;
+  std::vector<std::vector<std::int32_t>> streams{2};
+
+  Corpus() {
+    std::mt19937_64 random(8);
+    for (std::size_t s = 0; s < 2; ++s) {
+      const std::string prefix = directory / (s == 0 ? "a" : "b");
+      TokenWriter writer(system_files(), prefix, kInfo, s == 0 ? 200 : kTokensPerFile);
+      for (int d = 0; d < (s == 0 ? 12 : 5); ++d) {
+        std::vector<std::int32_t> document(random() % 90);
+        for (auto& t : document) t = static_cast<std::int32_t>(1 + random() % 499);
+        writer.add(document);
+        streams[s].insert(streams[s].end(), document.begin(), document.end());
+        streams[s].push_back(0);
+      }
+      REQUIRE((writer.finish().size() > 1) == (s == 0));
+      patterns.push_back(prefix + "-*.h5");
+    }
+  }
+  TokenSources open() const { return TokenSources(system_files(), patterns, 512); }
+};
+
+// A row of a step, to be compared: sample id, tokens, targets, weights.
+struct Row {
+  Index sample;
+  std::vector<std::int32_t> tokens, targets;
+  std::vector<float> weights;
+  bool operator==(const Row&) const = default;
+};
+
+std::vector<Row> rows_of(const StepData& step) {
+  std::vector<Row> out;
+  for (const Batch& b : step.batches) {
+    REQUIRE(b.rows() == b.batch * b.length);
+    for (Index r = 0; r < b.batch; ++r) {
+      const auto part = [&](auto* p) { return std::vector(p + r * b.length, p + (r + 1) * b.length); };
+      out.push_back({b.sample_ids.as<std::int64_t>()[r], part(b.tokens.as<std::int32_t>()),
+                     part(b.targets.as<std::int32_t>()), part(b.loss_weights.as<float>())});
+      for (Index i = 0; i < b.length; ++i) {
+        REQUIRE(b.positions.as<std::int32_t>()[r * b.length + i] == i);
+        REQUIRE(b.row_sample_ids.as<std::int64_t>()[r * b.length + i] == out.back().sample);
+      }
+    }
+  }
+  return out;
+}
+
+// What the row of a sample must be, from the streams alone.
+Row expected_row(const Corpus& corpus, const Sampler& sampler, Index sample) {
+  const Sample s = sampler.locate(sample);
+  const auto& stream = corpus.streams[static_cast<std::size_t>(s.source)];
+  Row row{sample, {}, {}, {}};
+  for (Index i = 0; i < kT; ++i) {
+    const auto at = static_cast<std::size_t>(s.begin + i);
+    row.tokens.push_back(at < stream.size() ? stream[at] : 0);
+    row.targets.push_back(at + 1 < stream.size() ? stream[at + 1] : 0);
+    row.weights.push_back(at + 1 < stream.size() ? 1.0f : 0.0f);
+  }
+  return row;
+}
+
+}  // namespace
+
+TEST_CASE("data ranks share a step without overlap, and know its count") {
+  const Corpus corpus;
+  for (const int ranks : {1, 2, 4}) {
+    std::mutex mutex;
+    std::map<Index, std::map<Index, Row>> steps;  // cursor -> sample -> row
+    std::map<Index, std::vector<Index>> counts;
+    const Index global = 8;
+    run_threads(ranks, [&](World& world) {
+      TokenSources sources = corpus.open();
+      const Sampler sampler(sources.tokens(), kT, 3, true);
+      std::vector<int> members;
+      for (int r = 0; r < ranks; ++r) members.push_back(r);
+      const auto group = world.group(Poster::loader, GroupKind::replica, members);
+      Loader loader(sources, sampler,
+                    {.global_batch = global, .micro_batch = 2, .data_ranks = ranks, .data_rank = world.rank()},
+                    group.get());
+      for (Index cursor = 0; cursor < 3 * sampler.samples(); cursor += global) {
+        const StepData& step = loader.next(cursor);
+        const std::lock_guard lock(mutex);
+        CHECK(step.cursor == cursor);
+        CHECK(static_cast<int>(step.batches.size()) == 4 / ranks);
+        CHECK(step.wait_seconds >= 0);
+        Index sample = cursor + world.rank() * (global / ranks);
+        for (const Row& row : rows_of(step)) {
+          CHECK(row.sample == sample++);
+          CHECK(row == expected_row(corpus, sampler, row.sample));
+          CHECK(steps[cursor].emplace(row.sample, row).second);
+        }
+        counts[cursor].push_back(step.valid_tokens);
+      }
+      world.group(Poster::compute, GroupKind::control, members);
+    });
+    for (const auto& [cursor, rows] : steps) {
+      CHECK(rows.size() == static_cast<std::size_t>(global));
+      float valid = 0;
+      for (const auto& [sample, row] : rows)
+        for (const float w : row.weights) valid += w;
+      CHECK(counts[cursor] == std::vector<Index>(static_cast<std::size_t>(ranks), static_cast<Index>(valid)));
+    }
+  }
+}
+
+TEST_CASE("any cursor can be asked for, and views stay valid until the call after the next") {
+  const Corpus corpus;
+  TokenSources sources = corpus.open();
+  const Sampler sampler(sources.tokens(), kT, 3, true);
+  Loader loader(sources, sampler, {.global_batch = 4, .micro_batch = 2}, nullptr);
+  std::vector<Row> previous;
+  const StepData* before = nullptr;
+  for (const Index cursor : {0, 4, 8, 100, 104, 104, 0, 7, 11, 1000000, 1000004, 12}) {
+    const StepData& step = loader.next(cursor);
+    if (before) CHECK(rows_of(*before) == previous);
+    previous = rows_of(step);
+    before = &step;
+    for (std::size_t i = 0; i < previous.size(); ++i)
+      CHECK(previous[i] == expected_row(corpus, sampler, cursor + static_cast<Index>(i)));
+  }
+}
+
+TEST_CASE("an evaluation reads every held-out token once, in order, and pads its last step") {
+  const Corpus corpus;
+  TokenSources sources = corpus.open();
+  const Sampler sampler(sources.tokens(), kT, 3, false);
+  const Index global = 8;
+  Index valid = 0;
+  for (int rank = 0; rank < 2; ++rank) {
+    BatchReader reader(
+        sources, sampler,
+        {.global_batch = global, .micro_batch = 2, .data_ranks = 2, .data_rank = rank, .end = sampler.samples()});
+    StepData step;
+    Buffer memory;
+    for (Index cursor = 0; cursor < sampler.samples(); cursor += global) {
+      reader.read(cursor, step, memory);
+      valid += step.valid_tokens;
+      for (const Row& row : rows_of(step))
+        if (row.sample >= sampler.samples()) CHECK(row.weights == std::vector<float>(kT, 0.0f));
+    }
+  }
+  CHECK(valid == static_cast<Index>(corpus.streams[0].size() + corpus.streams[1].size()) - 2);
+}
+
+TEST_CASE("what the loader's thread meets surfaces in next(), again and again") {
+  const Corpus corpus;
+  TokenSources sources = corpus.open();
+  // The sampler is told of more tokens than the first source holds, as if the file had shrunk.
+  auto tokens = sources.tokens();
+  tokens[0] += 100 * kT;
+  const Sampler sampler(tokens, kT, 3, false);
+  Loader loader(sources, sampler, {.global_batch = 2, .micro_batch = 2}, nullptr);
+  loader.next(0);
+  const Index bad = corpus.streams[0].size() / kT + 2;
+  CHECK_THROWS_AS(loader.next(bad), Error);
+  CHECK_THROWS_AS(loader.next(0), Error);
+}
+
+TEST_CASE("sources must fit each other and the model") {
+  const Corpus corpus;
+  CHECK_THROWS_WITH(TokenSources(system_files(), corpus.patterns, 499),
+                    corpus.patterns[0] + ": its vocabulary of 500 is larger than model.vocab_size: 499");
+  TokenWriter writer(system_files(), corpus.directory / "c", {43, 500, 0});
+  writer.add(std::vector<std::int32_t>{1, 2});
+  writer.finish();
+  CHECK_THROWS_AS(TokenSources(system_files(), {corpus.patterns[0], corpus.directory / "c-*.h5"}, 512), Error);
+  CHECK_THROWS_AS(TokenSources(system_files(), {}, 512), Error);
+}
