@@ -134,7 +134,8 @@ void traffic(World& world, const Mesh& mesh, Device device, Ledger& ledger) {
   groups.replica->reduce_scatter(stream, big.slice(0, 0, 200'000), big);
   groups.tensor->all_reduce(stream, big);
   groups.tensor->all_reduce(stream, small);
-  groups.model->all_gather(stream, big, big.slice(0, 0, 100'000));
+  const Index own = groups.model->rank() * 100'000;
+  groups.model->all_gather(stream, big, big.slice(0, own, own + 100'000));
   groups.control->broadcast(stream, small, 3);
   if (groups.embedding) groups.embedding->all_reduce(stream, small, ReduceOp::max);
 }
