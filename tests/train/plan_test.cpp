@@ -1,0 +1,96 @@
+// The plan's numbers are the run's numbers, and those of closed forms.
+
+#include <array>
+#include <cmath>
+
+#include "tests/support/catch.h"
+#include "tests/train/tiny_job.h"
+
+using namespace dstrain;
+using namespace dstrain::test;
+
+TEST_CASE("the plan's bytes are the bytes that a run allocates and uses", "[plan]") {
+  for (const TinyModel& model : tiny_models())
+    for (const auto& [data, tensor, pipeline] : {std::array{1, 1, 1}, {2, 1, 2}, {1, model.heads % 4 ? 3 : 4, 2}}) {
+      const Config config = tiny_job(model.yaml, data, tensor, pipeline, 4);
+      run_threads(data * tensor * pipeline, [&](World& world) {
+        const Mesh mesh(mesh_sizes(config.parallel));
+        const RankPlan plan = plan_rank(config, mesh, world.rank());
+        Engine engine(config, world, mesh, Device::cpu, 1, plan.sizes);
+        engine.initialize(1);
+        const TinyData batches(config, engine.coordinates().data, 0);
+        engine.train_step(batches.batches(), batches.valid(), 1e-3, 1, false);
+        engine.evaluate(batches.batches());
+        const auto allocated = engine.memory();
+        REQUIRE(allocated.size() == plan.memory.size());
+        for (std::size_t i = 0; i < allocated.size(); ++i) {
+          INFO(model.name << ": " << allocated[i].purpose);
+          CHECK(allocated[i].bytes == plan.memory[i].bytes);
+        }
+        // What is planned is what is needed: the marks of the real step reach every limit.
+        CHECK(engine.used().stage.slot == plan.sizes.stage.slot);
+        CHECK(engine.used().stage.scratch == plan.sizes.stage.scratch);
+        CHECK(engine.used().stage.boundary == plan.sizes.stage.boundary);
+        CHECK(engine.used().workspace == plan.sizes.workspace);
+      });
+    }
+}
+
+// Forward FLOPs a token of matrix work, causal attention at half; a step is three times that.
+static double llama_flops(double d, double layers, double heads, double kv, double head, double f, double v, double s) {
+  return 3 * (layers * (2 * d * head * (2 * heads + 2 * kv) + 2 * s * heads * head + 6 * d * f) + 2 * d * v);
+}
+
+TEST_CASE("the ledger's FLOPs are the closed form's", "[plan]") {
+  const auto flops = [](const std::string& model, Index sequence, const std::vector<std::string>& more) {
+    std::vector<std::string> overrides{format("training.sequence_length={}", sequence), "training.global_batch_size=1",
+                                       "training.micro_batch_size=1"};
+    overrides.insert(overrides.end(), more.begin(), more.end());
+    return make_plan(tiny_job(model, 1, 1, 1, 1, overrides));
+  };
+  // dense-1b: 9.0 GF a token in training, counted causal.
+  const Plan dense = flops("{ type: llama, vocab_size: 32768, hidden_size: 2048, num_hidden_layers: 24, "
+                           "num_attention_heads: 16, intermediate_size: 5632, max_position_embeddings: 4096 }", 4096, {});
+  CHECK(dense.flops_per_token == llama_flops(2048, 24, 16, 16, 128, 5632, 32768, 4096));
+  CHECK(std::fabs(dense.flops_per_token / 9.0e9 - 1) < 0.01);
+  // Twice the attention, the rest the same.
+  CHECK(dense.flops_per_token_full - dense.flops_per_token == 3 * 24 * 2.0 * 4096 * 16 * 128);
+  CHECK(dense.parameters == 2 * 32768 * 2048ll + 24 * (4 * 2048 * 2048ll + 3 * 2048 * 5632ll + 2 * 2048) + 2048);
+  // Qwen2.5-1.5B's shape at 1024: 9.52 GF.
+  const Plan qwen = flops("{ type: llama, vocab_size: 151936, hidden_size: 1536, num_hidden_layers: 28, "
+                          "num_attention_heads: 12, num_key_value_heads: 2, intermediate_size: 8960, "
+                          "tie_word_embeddings: true, max_position_embeddings: 4096 }", 1024, {});
+  CHECK(std::fabs(qwen.flops_per_token / 9.52e9 - 1) < 0.01);
+}
+
+TEST_CASE("tensor and pipeline ranks share the model's FLOPs and parameters", "[plan]") {
+  const TinyModel& model = tiny_models()[2];
+  const Plan one = make_plan(tiny_job(model.yaml, 1, 1, 1, 4));
+  const Plan many = make_plan(tiny_job(model.yaml, 1, 3, 4, 4));
+  CHECK(many.parameters == one.parameters);
+  // The padded vocabulary differs: 384 columns on both.
+  CHECK(std::fabs(many.flops_per_token / one.flops_per_token - 1) < 1e-12);
+  CHECK(many.ranks.size() == 12);
+  CHECK(std::fabs(many.bubble - 3.0 / (6 + 3)) < 1e-12);
+}
+
+TEST_CASE("eight stages train on eight thread ranks with 4 micro-batches and with 32 of size 4", "[plan]") {
+  for (const auto& [file, bubble] : {std::pair{"gpipe_8x4.yaml", 7.0 / 11}, {"gpipe_8x32.yaml", 7.0 / 39}}) {
+    const std::string path = std::string(DSTRAIN_SOURCE_DIR) + "/configs/" + file;
+    const Config config = resolve(load_config(system_files(), path, {"model.vocab_size=331"}), 8);
+    CHECK(std::fabs(make_plan(config).bubble - bubble) < 1e-12);
+    std::vector<double> losses;
+    run_threads(8, [&](World& world) {
+      const Mesh mesh(mesh_sizes(config.parallel));
+      Engine engine(config, world, mesh, Device::cpu, 1, plan_rank(config, mesh, world.rank()).sizes);
+      engine.initialize(1);
+      const TinyData batches(config, 0, 0);
+      for (int step = 1; step <= 2; ++step) {
+        const StepResult r = engine.train_step(batches.batches(), batches.valid(), 1e-3, step, false);
+        if (world.rank() == 0) losses.push_back(r.loss);
+      }
+    });
+    CHECK(std::isfinite(losses.at(0)));
+    CHECK(losses.at(1) < losses.at(0));
+  }
+}

@@ -1,0 +1,207 @@
+// Runs that stop and go on are the runs that never stopped.
+
+#include <cmath>
+#include <csignal>
+#include <fstream>
+
+#include "tests/support/catch.h"
+#include "tests/train/tiny_run.h"
+
+using namespace dstrain;
+using namespace dstrain::test;
+
+namespace {
+
+constexpr Index kSteps = 12;
+
+struct Fixture {
+  TemporaryDirectory directory;
+  Fixture() {
+    write_tokens(directory / "train", 40 * kLength + 1, 1);
+    write_tokens(directory / "eval", 9 * kLength + 5, 2);
+  }
+  std::string yaml(const TinyModel& model, const std::string& run) const {
+    return tiny_run_yaml(model.yaml, directory / "", directory / run);
+  }
+};
+
+std::vector<std::string> mesh(int data, int tensor, int pipeline) {
+  return {format("parallel.data={}", data), format("parallel.tensor={}", tensor),
+          format("parallel.pipeline={}", pipeline)};
+}
+
+std::vector<std::string> with(std::vector<std::string> a, std::initializer_list<std::string> b) {
+  a.insert(a.end(), b);
+  return a;
+}
+
+// loss, grad_norm and eval_loss of each line.
+std::vector<std::string> numbers_of(const std::string& run) {
+  std::vector<std::string> lines;
+  std::ifstream in(run + "/metrics.jsonl");
+  for (std::string line; std::getline(in, line);) {
+    const auto seconds = line.find("\"seconds\""), eval_seconds = line.find("\"eval_seconds\"");
+    lines.push_back(line.substr(0, std::min(seconds, eval_seconds)));
+  }
+  return lines;
+}
+
+}  // namespace
+
+TEST_CASE("k steps and the rest after a resume give the bits of an unbroken run", "[resume]") {
+  const Fixture f;
+  struct Layout {
+    int model, data, tensor, pipeline;
+  };
+  for (const Layout& l : {Layout{0, 1, 1, 1}, Layout{1, 2, 2, 1}, Layout{2, 1, 3, 2}, Layout{3, 2, 1, 2}}) {
+    const TinyModel& model = tiny_models()[static_cast<std::size_t>(l.model)];
+    const int ranks = l.data * l.tensor * l.pipeline;
+    const auto layout = mesh(l.data, l.tensor, l.pipeline);
+    const std::string whole = format("whole-{}", l.model);
+    train_tiny(f.yaml(model, whole), ranks, layout);
+    const auto expected = checkpoint_tensors(f.directory / whole, kSteps);
+    const auto expected_numbers = numbers_of(f.directory / whole);
+    REQUIRE(expected_numbers.size() == kSteps + 3);
+    for (const int k : {1, 5, 11}) {
+      INFO(model.name << ", " << ranks << " ranks, k " << k);
+      const std::string run = format("broken-{}-{}", l.model, k);
+      // The first part is a run of all steps that is stopped, so that the learning rates are the same: it saves after
+      // k steps, then its later checkpoint and metrics are as if they had never been.
+      train_tiny(f.yaml(model, run), ranks, with(layout, {format("checkpoint.every={}", k), "checkpoint.keep=100"}));
+      for (const Index step : list_steps(system_files(), checkpoints_directory(f.directory / run)))
+        if (step > k) remove_tree(system_files(), checkpoints_directory(f.directory / run) + "/" + step_name(step));
+      train_tiny(f.yaml(model, run), ranks, layout);
+      CHECK(checkpoint_tensors(f.directory / run, kSteps) == expected);
+      CHECK(numbers_of(f.directory / run) == expected_numbers);
+    }
+  }
+}
+
+TEST_CASE("three resumes in a chain, over three epochs and more, give the bits of an unbroken run", "[resume]") {
+  const Fixture f;
+  const TinyModel& model = tiny_models()[0];
+  const std::vector<std::string> constant{"lr_schedule.type=constant"};
+  train_tiny(f.yaml(model, "whole"), 2, with(constant, {"parallel.pipeline=2"}));
+  // 24 samples a step of 40 an epoch: three epochs end within step 5, and the stops are at 2, 5 and 9.
+  for (const int steps : {2, 5, 9, 12})
+    train_tiny(f.yaml(model, "chain"), 2, with(constant, {"parallel.pipeline=2", format("training.steps={}", steps)}));
+  CHECK(checkpoint_tensors(f.directory / "chain", kSteps) == checkpoint_tensors(f.directory / "whole", kSteps));
+}
+
+TEST_CASE("a checkpoint goes on under every other layout with identical parameters and optimizer state", "[resume]") {
+  const Fixture f;
+  const TinyModel& model = tiny_models()[1];
+  train_tiny(f.yaml(model, "from"), 4, mesh(1, 2, 2));
+  const auto expected = checkpoint_tensors(f.directory / "from", kSteps);
+  struct Layout {
+    int data, tensor, pipeline;
+  };
+  for (const Layout& l : {Layout{1, 1, 1}, Layout{2, 1, 1}, Layout{1, 4, 1}, Layout{1, 1, 3}, Layout{3, 2, 1}, Layout{2, 2, 2}}) {
+    INFO("data " << l.data << ", tensor " << l.tensor << ", pipeline " << l.pipeline);
+    // Loads, finds no step left to do, and saves under the other layout after the old checkpoint is renamed away.
+    const std::string run = f.directory / format("to-{}-{}-{}", l.data, l.tensor, l.pipeline);
+    std::filesystem::create_directories(checkpoints_directory(run));
+    std::filesystem::copy(checkpoints_directory(f.directory / "from") + "/" + step_name(kSteps),
+                          checkpoints_directory(run) + "/" + step_name(kSteps));
+    const Config config =
+        resolve(parse_config(system_files(), "tiny.yaml", f.yaml(model, "to"), mesh(l.data, l.tensor, l.pipeline)),
+                l.data * l.tensor * l.pipeline);
+    run_threads(l.data * l.tensor * l.pipeline, [&](World& world) {
+      const Mesh mesh_of(mesh_sizes(config.parallel));
+      Engine engine(config, world, mesh_of, Device::cpu, 1, plan_rank(config, mesh_of, world.rank()).sizes);
+      const Groups groups = make_groups(world, mesh_of, Poster::checkpoint);
+      Checkpointer checkpointer(config, system_files(), system_clock(), checkpoints_directory(run), *groups.control, engine);
+      engine.initialize(1);
+      auto state = checkpointer.restore([](const std::string&) {});
+      REQUIRE(state.has_value());
+      state->step = kSteps + 1;
+      checkpointer.save(*state, engine.pool());
+      for (const auto& outcome : checkpointer.finish())
+        if (outcome.error) std::rethrow_exception(outcome.error);
+    });
+    CHECK(checkpoint_tensors(run, kSteps + 1) == expected);
+  }
+}
+
+TEST_CASE("another thread count gives the same bits", "[resume]") {
+  const Fixture f;
+  for (const int threads : {1, 2, 3})
+    train_tiny(f.yaml(tiny_models()[0], format("threads-{}", threads)), 2,
+               {"parallel.data=2", format("run.threads={}", threads)});
+  const auto expected = checkpoint_tensors(f.directory / "threads-1", kSteps);
+  for (const int threads : {2, 3})
+    CHECK(checkpoint_tensors(f.directory / format("threads-{}", threads), kSteps) == expected);
+}
+
+TEST_CASE("a checkpoint of another model, seed or length is refused", "[resume]") {
+  const Fixture f;
+  const std::vector<std::string> short_run{"training.steps=3"};
+  train_tiny(f.yaml(tiny_models()[0], "run"), 1, short_run);
+  const auto code_of = [&](const char* override_text) {
+    try {
+      train_tiny(f.yaml(tiny_models()[0], "run"), 1, with(short_run, {override_text}));
+    } catch (const Error& e) {
+      return e.code();
+    }
+    return ExitCode::ok;
+  };
+  CHECK(code_of("model.num_hidden_layers=7") == ExitCode::checkpoint);
+  CHECK(code_of("run.seed=8") == ExitCode::checkpoint);
+  CHECK(code_of("training.sequence_length=12") == ExitCode::checkpoint);
+}
+
+TEST_CASE("a loss that is not finite changes no weight", "[resume]") {
+  const Fixture f;
+  const TinyModel& model = tiny_models()[0];
+  const auto run = [&](const std::string& name, std::vector<std::string> overrides) {
+    Config config = resolve(parse_config(system_files(), "tiny.yaml", f.yaml(model, name), overrides), 2);
+    config.model.initializer_range = 1e20;  // the squares of such activations overflow
+    run_threads(2, [&](World& world) { Trainer(config, world, system_files(), system_clock(), true).run(); });
+  };
+  try {
+    run("abort", {"parallel.data=2"});
+    FAIL("no error");
+  } catch (const Error& e) {
+    CHECK(e.code() == ExitCode::nonfinite);
+    CHECK(std::string(e.what()).find("not finite") != std::string::npos);
+  }
+  run("skip", {"guard.on_nonfinite=skip", "parallel.pipeline=2"});
+  // Nothing was updated: the weights are the initial ones, the moments zero.
+  for (const auto& [name, values] : checkpoint_tensors(f.directory / "skip", kSteps))
+    for (const float v : values) {
+      REQUIRE(std::isfinite(v));
+      if (!name.starts_with("weight/")) REQUIRE(v == 0);
+    }
+}
+
+TEST_CASE("training on learnable tokens learns", "[resume]") {
+  const Fixture f;
+  train_tiny(f.yaml(tiny_models()[0], "learn"), 1, {"training.steps=60", "optimizer.lr=1.0e-2", "eval.every=20"});
+  double first = 0, last = 0;
+  for (const std::string& line : numbers_of(f.directory / "learn")) {
+    const auto at = line.find("\"eval_loss\":");
+    if (at == std::string::npos) continue;
+    last = std::stod(line.substr(at + 12));
+    if (first == 0) first = last;
+  }
+  CHECK(last < first);
+  CHECK(last < 3.2);  // a uniform guess over the 40 tokens in use is 3.7 nats
+}
+
+TEST_CASE("a stop signal saves at the step boundary and the run goes on later", "[resume]") {
+  const Fixture f;
+  const std::string yaml = f.yaml(tiny_models()[0], "stopped");
+  std::thread killer([&] {
+    // As soon as the run has written its first metrics.
+    for (int i = 0; i < 2000 && !std::filesystem::exists(f.directory / "stopped/metrics.jsonl"); ++i)
+      system_clock().sleep(0.005);
+    std::raise(SIGUSR1);
+  });
+  const ExitCode code = train_tiny(yaml, 2, {"training.steps=100000", "lr_schedule.type=constant"});
+  killer.join();
+  CHECK(code == ExitCode::stopped);
+  const auto steps = list_steps(system_files(), checkpoints_directory(f.directory / "stopped"));
+  REQUIRE(steps.size() == 1);
+  CHECK(steps[0] < 100000);
+  CHECK(train_tiny(yaml, 2, {format("training.steps={}", steps[0] + 1), "lr_schedule.type=constant"}) == ExitCode::ok);
+}
