@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "lib/comm/reduce.h"
+#include "lib/core/clock.h"
 
 namespace dstrain {
 
@@ -82,7 +83,11 @@ void HostGroup::transfer(Stream& stream) {
   }
   cut(sends_, send_pieces_);
   cut(receives_, receive_pieces_);
-  if (!send_pieces_.empty() || !receive_pieces_.empty()) transport_->exchange(send_pieces_, receive_pieces_);
+  if (send_pieces_.empty() && receive_pieces_.empty()) return;
+  Ledger* timed = stream.ledger() && stream.ledger()->timed ? stream.ledger() : nullptr;
+  const double begin = timed ? system_clock().now() : 0;
+  transport_->exchange(send_pieces_, receive_pieces_);
+  if (timed) timed->communication_seconds += system_clock().now() - begin;
 }
 
 template <class SliceOf>

@@ -32,6 +32,7 @@ struct Ledger {
   bool timed = false;  // whether launch() measures each op's time; host streams only
   std::map<std::string, Row> ops;               // by op name
   std::map<std::string, double> communication;  // bytes sent by this rank, by group name
+  double communication_seconds = 0;             // in transfers, waiting for peers included; if timed
 
   Row& add(const char* op, const Cost& cost) {
     Row& row = ops[op];

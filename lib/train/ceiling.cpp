@@ -45,7 +45,7 @@ double measure_matmul_rate(Stream& stream) {
 double measure_copy_rate(Stream& stream, std::size_t bytes) {
   const Buffer from("copy source", Device::cpu, bytes), to("copy target", Device::cpu, bytes);
   std::memset(from.data(), 1, bytes);
-  constexpr std::size_t tile = 4 << 20;
+  const std::size_t tile = std::clamp<std::size_t>(bytes / 8, 64 << 10, 4 << 20);
   const auto tiles = static_cast<std::int64_t>((bytes + tile - 1) / tile);
   const double seconds = median_seconds(5, [&] {
     stream.pool().parallel_for(tiles, [&](std::int64_t i) {
