@@ -129,6 +129,7 @@ void Trainer::print_start() {
 }
 
 void Trainer::loop() {
+  if (evaluator_ && state_.step == 0) evaluate();  // what training starts from
   while (state_.step < config_.training.steps && !stopped_) {
     const StepRecord record = train_step();
     if (first_rank_) {

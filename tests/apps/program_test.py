@@ -86,7 +86,7 @@ def test_text_to_text(d):
     run("train", job(d, "one"))
     reference = metrics(d / "one", "loss")
     check(len(reference) == 10 and reference[-1] < reference[0], f"losses {reference}")
-    check(len(metrics(d / "one", "eval_loss")) == 2, "evaluations")
+    check(len(metrics(d / "one", "eval_loss")) == 3, "evaluations at 0, 5 and 10")
     check(exit_code_file(d / "one") == 0, "exit.json")
     layouts = {"pipe": (2, ["parallel.pipeline=2"]), "data": (2, ["parallel.data=2"]),
                "tensor": (2, ["parallel.tensor=2"]), "all": (4, ["parallel.tensor=2", "parallel.pipeline=2"]),
