@@ -44,7 +44,7 @@ struct Names {
 std::string unknown_key(const Names& names, const std::string& section, const std::string& key) {
   const std::string path = section.empty() ? key : section + "." + key;
   for (const auto& absent : kAbsentKeys)
-    if (path == absent.path) return format("{} is not in this version", absent.feature);
+    if (path == absent.path) return format("not in this version: {}", absent.feature);
   const std::string near = nearest(key, section.empty() ? names.sections : names.keys_of(section));
   std::string elsewhere;
   for (const auto& p : names.paths)

@@ -317,7 +317,7 @@ void read_value(const Key& key, const YamlNode& node, const std::string& path, s
         }
         std::string message;
         for (const auto& absent : kAbsentKeys)
-          if (absent.path == path + "." + child.key) message = format("{} is not in this version", absent.feature);
+          if (absent.path == path + "." + child.key) message = format("not in this version: {}", absent.feature);
         if (message.empty()) {
           const std::string near = nearest(child.key, {"path"});
           message = near.empty() ? "unknown key; the only one here is 'path'" : "unknown key; did you mean 'path'?";

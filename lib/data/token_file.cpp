@@ -8,7 +8,8 @@ namespace dstrain {
 
 namespace {
 
-constexpr std::size_t kCacheBytes = 32u << 20;  // chunks of /tokens in memory, a file
+// Chunks of /tokens that a source keeps in memory, shared out over its files.
+constexpr std::size_t kCacheBytes = 128u << 20, kLeastCache = 2u << 20, kMostCache = 32u << 20;
 constexpr Index kMaxTokens = Index{1} << 40;
 constexpr Index kVerifyOffsets = 1 << 16;
 
@@ -158,8 +159,8 @@ std::vector<std::string> TokenWriter::finish() {
 
 // ---- reader ----
 
-TokenFile::TokenFile(const Files& files, const std::string& path)
-    : path_(path), file_(Hdf5File::open(files, path, ExitCode::data, kCacheBytes)) {
+TokenFile::TokenFile(const Files& files, const std::string& path, std::size_t cache_bytes)
+    : path_(path), file_(Hdf5File::open(files, path, ExitCode::data, cache_bytes)) {
   const auto version = file_.read_integer("/", "format_version");
   if (version != kTokenFormat) bad(format("format_version {}; this program reads {}", version, kTokenFormat));
   info_.vocab_size = file_.read_integer("/", "vocab_size");
@@ -273,8 +274,9 @@ void TokenFile::verify() {
 TokenSource::TokenSource(const Files& files, const std::string& pattern) : first_{0} {
   const auto paths = expand_glob(files, pattern);
   require(!paths.empty(), ExitCode::data, "{}: no file matches", pattern);
+  const std::size_t cache = std::clamp(kCacheBytes / paths.size(), kLeastCache, kMostCache);
   for (const auto& path : paths) {
-    files_.push_back(std::make_unique<TokenFile>(files, path));
+    files_.push_back(std::make_unique<TokenFile>(files, path, cache));
     const TokenFileInfo& a = files_[0]->info();
     const TokenFileInfo& b = files_.back()->info();
     require(a.tokenizer_hash == b.tokenizer_hash && a.vocab_size == b.vocab_size, ExitCode::data,

@@ -66,8 +66,8 @@ class TokenWriter {
 // Reads one token file. Used by one thread at a time.
 class TokenFile {
  public:
-  // Checks attributes, shapes and types. Throws Error{data} with the path.
-  TokenFile(const Files& files, const std::string& path);
+  // Checks attributes, shapes and types. Throws Error{data} with the path. `cache_bytes` of tokens are kept in memory.
+  TokenFile(const Files& files, const std::string& path, std::size_t cache_bytes = 4u << 20);
 
   const TokenFileInfo& info() const { return info_; }
   Index tokens() const { return tokens_.shape()[0]; }

@@ -44,10 +44,10 @@ TEST_CASE("each mistake in a job file has its own words and place") {
       {"zebra: 1\n", "job.yaml:4:1: zebra: unknown key"},
       {"optimizer: {lr: 1.0, lr: 2.0}\n", "job.yaml:4:22: optimizer.lr: given twice; first at 4:13"},
       {"eval: {every: 0}\neval: {every: 0}\n", "job.yaml:5:1: eval: given twice; first at 4:1"},
-      {"precision: {tf32: true}\n", "job.yaml:4:13: precision.tf32: TF32 is not in this version"},
-      {"optimizer: {shard: state}\n", "job.yaml:4:13: optimizer.shard: sharded optimizer state is not in this version"},
-      {"guard: {on_spike: warn}\n", "job.yaml:4:9: guard.on_spike: a guard against loss spikes is not in this version"},
-      {"moe: {experts: 8}\n", "job.yaml:4:1: moe: mixture of experts is not in this version"},
+      {"precision: {tf32: true}\n", "job.yaml:4:13: precision.tf32: not in this version: TF32"},
+      {"optimizer: {shard: state}\n", "job.yaml:4:13: optimizer.shard: not in this version: sharded optimizer state"},
+      {"guard: {on_spike: warn}\n", "job.yaml:4:9: guard.on_spike: not in this version: a guard against loss spikes"},
+      {"moe: {experts: 8}\n", "job.yaml:4:1: moe: not in this version: mixture of experts"},
       {"eval:\n", "job.yaml:4:1: eval: no keys under it; leave it out, or write {}"},
       {"eval: 3\n", "job.yaml:4:1: eval: expected a mapping of keys to values"},
       {"eval: [every]\n", "job.yaml:4:1: eval: expected a mapping of keys to values"},
@@ -133,7 +133,7 @@ TEST_CASE("each mistake in a job file has its own words and place") {
       {"data: {train: [3]}\n",
        "job.yaml:4:16: data.train[0]: expected text, found '3', which reads as a number; put it in quotes"},
       {"data: {train: [{path: a, weight: 2}]}\n",
-       "job.yaml:4:26: data.train[0].weight: weighted sources is not in this version"},
+       "job.yaml:4:26: data.train[0].weight: not in this version: weighted sources"},
       {"data: {train: [{paht: a}]}\n",
        "job.yaml:4:16: data.train[0].path: missing: a path or a glob of token files\n"
        "job.yaml:4:17: data.train[0].paht: unknown key; did you mean 'path'?"},
@@ -217,7 +217,7 @@ TEST_CASE("overrides win over the file, the later over the earlier, with the fil
         "job.yaml:1:1: run.dir: missing\n"
         "job.yaml:1:7: run.dri: unknown key; did you mean 'dir'?\n"
         "override 'optimizer.lr=x': optimizer.lr: expected a number, found 'x'\n"
-        "override 'moe.x=1': moe.x: mixture of experts is not in this version");
+        "override 'moe.x=1': moe.x: not in this version: mixture of experts");
 }
 
 TEST_CASE("a file that cannot be read is one clear error") {
