@@ -1,7 +1,8 @@
 #include "lib/train/snapshot.h"
 
 #include <algorithm>
-#include <cstring>
+
+#include "lib/core/stream_copy.h"
 
 namespace dstrain {
 
@@ -60,7 +61,7 @@ Snapshot::Snapshot(const ParamArena& params, int replica, int replicas) {
 void Snapshot::take(ThreadPool& pool) {
   pool.parallel_for(static_cast<std::int64_t>(copies_.size()), [&](std::int64_t i) {
     const Copy& c = copies_[static_cast<std::size_t>(i)];
-    std::memcpy(c.to, c.from, c.bytes);
+    stream_copy(c.to, c.from, c.bytes);
   });
 }
 
