@@ -25,6 +25,27 @@ void check_equal(const TinyModel& model, const TinyResult& ours, const TinyResul
   }
 }
 
+// This rank's own pieces of the gradients.
+void check_owned(const StageModel& stage, const std::map<std::string, NamedTensor>& reference, double tolerance) {
+  const auto mine = gather_tensors(stage, [](const Param& p) -> const Tensor& { return p.gradient; });
+  stage.visit([&](Param& param) {
+    for (const Piece& piece : param.pieces) {
+      const NamedTensor &ours = mine.at(piece.name), &theirs = reference.at(piece.name);
+      double scale = 0, error = 0;
+      for (const float v : theirs.values) scale = std::max(scale, std::fabs(static_cast<double>(v)));
+      const bool matrix = piece.global.rank() == 2;
+      for (Index i = 0; i < piece.extent[0]; ++i)
+        for (Index j = 0; j < (matrix ? piece.extent[1] : 1); ++j) {
+          const auto at = static_cast<std::size_t>(matrix ? (piece.offset[0] + i) * piece.global[1] + piece.offset[1] + j
+                                                          : piece.offset[0] + i);
+          error = std::max(error, std::fabs(static_cast<double>(ours.values[at]) - static_cast<double>(theirs.values[at])));
+        }
+      INFO(piece.name);
+      CHECK(error <= tolerance * scale);
+    }
+  });
+}
+
 }  // namespace
 
 TEST_CASE("every mesh of 1 to 8 ranks gives the gradients and losses of one rank", "[mesh]") {
@@ -54,4 +75,27 @@ TEST_CASE("the same job twice and with other thread counts gives the same bits",
   const TinyResult first = run_tiny_threads(config, 5), second = run_tiny_threads(config, 5);
   CHECK(first.losses == second.losses);
   for (const auto& [name, weights] : first.weights) CHECK(weights.values == second.weights.at(name).values);
+}
+
+// Under mpirun: this rank's pieces against a one-rank run of its own.
+TEST_CASE("MPI ranks have the gradients and losses of one rank", "[.mpi]") {
+  const auto world = World::make();
+  REQUIRE(world->size() > 1);
+  REQUIRE(std::string(world->kind()) == "mpi");
+  for (const TinyModel& model : tiny_models())
+    for (int tensor = 1; tensor <= world->size(); ++tensor)
+      for (int pipeline = 1; tensor * pipeline <= world->size(); ++pipeline) {
+        const int data = world->size() / (tensor * pipeline);
+        if (data * tensor * pipeline != world->size() || !fits(model, tensor, pipeline)) continue;
+        INFO(model.name << ": data " << data << ", tensor " << tensor << ", pipeline " << pipeline);
+        const TinyResult reference = run_tiny_threads(tiny_job(model.yaml, 1, 1, 1, 8), 3);
+        const Config config = tiny_job(model.yaml, data, tensor, pipeline, 3);
+        TinyResult ours;
+        std::mutex mutex;
+        run_tiny(*world, config, 3, 0, ours, mutex, [&](const StageModel& stage) {
+          check_owned(stage, reference.gradients, gradient_tolerance(model.layers, kSamples * kLength));
+        });
+        for (std::size_t i = 0; i < ours.losses.size(); ++i)
+          CHECK(std::fabs(ours.losses[i] - reference.losses[i]) <= 1e-5 * reference.losses[i]);
+      }
 }

@@ -153,7 +153,9 @@ inline void collect_owned(const StageModel& model, const std::function<const Ten
 
 // Runs `steps` steps on this rank; adds what it owns to `result` under `mutex`. `nudge` moves every initial weight by
 // that many ulps, up or down at random.
-inline void run_tiny(World& world, const Config& config, int steps, int nudge, TinyResult& result, std::mutex& mutex) {
+// `look` sees the stage when the gradients of step 0 are there.
+inline void run_tiny(World& world, const Config& config, int steps, int nudge, TinyResult& result, std::mutex& mutex,
+                     const std::function<void(const StageModel&)>& look = {}) {
   const Mesh mesh(mesh_sizes(config.parallel));
   Engine engine(config, world, mesh, Device::cpu, 1, plan_rank(config, mesh, world.rank()).sizes);
   engine.initialize(config.run.seed);
@@ -170,6 +172,7 @@ inline void run_tiny(World& world, const Config& config, int steps, int nudge, T
   {
     const TinyData data(config, data_rank, 0);
     engine.gradients(data.batches(), data.valid(), false);
+    if (look) look(engine.stage().model());
     const std::lock_guard lock(mutex);
     if (data_rank == 0)
       collect_owned(engine.stage().model(), [](const Param& p) -> const Tensor& { return p.gradient; },
