@@ -53,9 +53,7 @@ void HostGroup::check_tensor(const Stream& stream, const Tensor& tensor, const c
 }
 
 std::byte* HostGroup::scratch(Stream& stream, std::size_t bytes) {
-  static std::byte nothing;
-  if (stream.device() == Device::dry) return &nothing;
-  if (scratch_.bytes() < bytes) scratch_ = Buffer("communication", Device::cpu, bytes);
+  if (scratch_.bytes() < bytes) scratch_ = Buffer("communication", stream.device(), bytes);
   return scratch_.data();
 }
 

@@ -24,6 +24,7 @@ class HostGroup final : public ProcessGroup {
   const std::string& name() const override { return name_; }
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  std::size_t scratch_bytes() const override { return scratch_.bytes(); }
   void all_reduce(Stream& stream, const Tensor& tensor, ReduceOp op) override;
   void reduce_scatter(Stream& stream, const Tensor& out, const Tensor& in) override;
   void all_gather(Stream& stream, const Tensor& out, const Tensor& in) override;

@@ -35,6 +35,8 @@ class ProcessGroup {
   virtual const std::string& name() const = 0;
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // Memory of its own that the calls so far have needed; on dry streams what they would have.
+  virtual std::size_t scratch_bytes() const = 0;
 
   // In place: every member ends with the reduction.
   virtual void all_reduce(Stream& stream, const Tensor& tensor, ReduceOp op = ReduceOp::sum) = 0;

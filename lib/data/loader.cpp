@@ -25,6 +25,21 @@ std::vector<Index> TokenSources::tokens() const {
 
 // ---- reader ----
 
+namespace {
+
+Index padded(Index bytes) { return (bytes + 63) / 64 * 64; }
+
+// Of one step of one data rank.
+std::size_t step_bytes(const BatchPlan& plan, Index length) {
+  const Index rows = plan.micro_batch * length;
+  const Index one = 4 * padded(rows * 4) + padded(plan.micro_batch * 8) + padded(rows * 8);
+  return static_cast<std::size_t>(one * plan.micro_batches());
+}
+
+}  // namespace
+
+std::size_t loader_bytes(const BatchPlan& plan, Index length) { return Loader::kSlots * step_bytes(plan, length); }
+
 BatchReader::BatchReader(TokenSources& sources, const Sampler& sampler, const BatchPlan& plan)
     : sources_(sources),
       sampler_(sampler),
@@ -38,9 +53,7 @@ BatchReader::BatchReader(TokenSources& sources, const Sampler& sampler, const Ba
 void BatchReader::read(Index cursor, StepData& step, Buffer& memory) {
   const Index t = sampler_.sequence_length(), b = plan_.micro_batch, rows = b * t;
   if (step.batches.empty()) {
-    const auto padded = [](Index bytes) { return (bytes + 63) / 64 * 64; };
-    const Index one = 4 * padded(rows * 4) + padded(b * 8) + padded(rows * 8);
-    memory = Buffer("batches", Device::cpu, static_cast<std::size_t>(one * plan_.micro_batches()));
+    memory = Buffer("batches", Device::cpu, step_bytes(plan_, t));
     std::byte* at = memory.data();
     const auto take = [&](DType type, Index n) {
       Tensor tensor(at, type, Device::cpu, {n});

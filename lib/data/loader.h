@@ -31,6 +31,9 @@ struct BatchPlan {
   Index micro_batches() const { return global_batch / data_ranks / micro_batch; }
 };
 
+// Bytes that a loader holds for its batches, of sequences of `length` tokens.
+std::size_t loader_bytes(const BatchPlan& plan, Index length);
+
 // The sources of one data list, opened.
 struct TokenSources {
   std::vector<std::unique_ptr<TokenSource>> sources;
@@ -70,6 +73,8 @@ class BatchReader {
 
 class Loader {
  public:
+  static constexpr int kSlots = 3;  // steps held: given out now, given out before, being filled
+
   // `group` sums the valid-token count over the data ranks; it is of the poster "loader" and is used by the loader's
   // thread only; null when there is one data rank. `sources`, `sampler`, `group` and `clock` are borrowed.
   Loader(TokenSources& sources, const Sampler& sampler, const BatchPlan& plan, ProcessGroup* group,
@@ -86,7 +91,6 @@ class Loader {
   const StepData& next(Index cursor);
 
  private:
-  static constexpr int kSlots = 3;  // given out now, given out before, being filled
   struct Slot {
     StepData step;
     Buffer memory;

@@ -114,6 +114,10 @@ EngineSizes Engine::used() const { return {.stage = stage_->used(), .workspace =
 std::vector<MemoryRow> Engine::memory() const {
   const bool dry = device_ == Device::dry;
   const Stage::Sizes s = dry ? stage_->used() : stage_->capacities();
+  std::size_t communication = 0;
+  for (const auto* group : {&groups_.tensor, &groups_.pipeline, &groups_.replica, &groups_.embedding, &groups_.model,
+                            &groups_.kv_replica, &groups_.control})
+    if (*group) communication += (*group)->scratch_bytes();
   return {{"weights", params_->weight_bytes()},
           {"gradients", params_->gradient_bytes()},
           {"optimizer", params_->optimizer_bytes()},
@@ -121,6 +125,7 @@ std::vector<MemoryRow> Engine::memory() const {
           {"scratch", s.scratch},
           {"stage boundary", s.boundary},
           {"workspace", dry ? workspace_.high_water() : workspace_.capacity()},
+          {"communication", communication},
           {"scalars", 2 * Arena::kAlign}};
 }
 

@@ -72,7 +72,8 @@ class Engine {
   void count_into(Ledger* ledger) { stream_.set_ledger(ledger); }
 
   EngineSizes used() const;                // found so far
-  std::vector<MemoryRow> memory() const;   // as allocated; on Device::dry as found so far
+  // As allocated; on Device::dry as found so far. Groups allocate their scratch with the first step.
+  std::vector<MemoryRow> memory() const;
 
  private:
   Config config_;

@@ -5,6 +5,8 @@
 
 #include "lib/pipeline/schedule.h"
 #include "lib/pipeline/simulate.h"
+#include "lib/train/evaluate.h"
+#include "lib/train/snapshot.h"
 
 namespace dstrain {
 
@@ -50,6 +52,9 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank) {
   engine.evaluate(micro_batches);
   plan.sizes = engine.used();
   plan.memory = engine.memory();
+  plan.memory.push_back({"batches", loader_bytes(data_plan(config, plan.at, -1), batches.length)});
+  plan.memory.push_back(
+      {"snapshot", Snapshot(engine.params(), engine.groups().replica->rank(), engine.groups().replica->size()).bytes()});
   return plan;
 }
 

@@ -13,7 +13,7 @@ struct RankPlan {
   LayerRange layers;
   Index parameters = 0;  // owned by this rank
   EngineSizes sizes;
-  std::vector<MemoryRow> memory;
+  std::vector<MemoryRow> memory;  // the engine's rows, then batches of the loader and snapshot of the checkpointer
   Ledger step;  // of one training step on this rank
 };
 

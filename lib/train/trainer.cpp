@@ -89,7 +89,7 @@ void Trainer::start() {
   double sums[3] = {plan.step.total().flops, plan.step.total().flops_full, measure_matmul_rate(engine_->stream())};
   engine_->groups().control->all_reduce(engine_->stream(), Tensor(sums, DType::f64, Device::cpu, {3}), ReduceOp::sum);
   std::tie(flops_, flops_full_, ceiling_) = std::tuple(sums[0], sums[1], sums[2]);
-  print_start();
+  print_start(plan);
 }
 
 void Trainer::restore_latest_or_initialize() {
@@ -111,20 +111,18 @@ void Trainer::restore_latest_or_initialize() {
   state_.mesh = engine_->mesh().sizes();
 }
 
-void Trainer::print_start() {
+void Trainer::print_start(const RankPlan& plan) {
   if (!first_rank_) return;
   const MeshSizes& m = engine_->mesh().sizes();
   log_->info(format("{}: {}, {} rank(s) of {} thread(s); float32; matmul ceiling {} FLOP/s", config_.run.name,
                     m.to_string(), m.ranks(), engine_->pool().threads(), human_count(ceiling_)));
   std::string memory;
   std::size_t total = 0;
-  for (MemoryRow row : engine_->memory()) {
-    memory += format("{} {}, ", row.purpose, human_bytes(static_cast<double>(row.bytes)));
+  for (const MemoryRow& row : plan.memory) {
+    memory += format("{}{} {}", memory.empty() ? "" : ", ", row.purpose, human_bytes(static_cast<double>(row.bytes)));
     total += row.bytes;
   }
-  total += checkpointer_->snapshot_bytes();
-  log_->info(format("memory of rank 0: {}checkpoint snapshot {}", memory,
-                    human_bytes(static_cast<double>(checkpointer_->snapshot_bytes()))));
+  log_->info(format("memory of rank 0: {}", memory));
   progress_ = std::make_unique<Progress>(!quiet_, clock_, config_.training.steps, total);
 }
 

@@ -12,6 +12,7 @@
 #include "lib/observe/progress.h"
 #include "lib/train/checkpointer.h"
 #include "lib/train/evaluate.h"
+#include "lib/train/plan.h"
 #include "lib/train/run_directory.h"
 #include "lib/train/stop_signal.h"
 
@@ -37,7 +38,7 @@ class Trainer {
   void report_saves(std::vector<Checkpointer::Outcome> outcomes, bool last);
   void finish();
   bool due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
-  void print_start();
+  void print_start(const RankPlan& plan);
 
   const Config config_;
   World& world_;
