@@ -113,7 +113,7 @@ TEST_CASE("a checkpoint goes on under every other layout with identical paramete
       Checkpointer checkpointer(config, system_files(), system_clock(), checkpoints_directory(run), *groups.control, engine);
       engine.initialize(1);
       auto state = checkpointer.restore([](const std::string&) {});
-      REQUIRE(state.has_value());
+      check(state.has_value(), "nothing to restore");
       state->step = kSteps + 1;
       checkpointer.save(*state, engine.pool());
       for (const auto& outcome : checkpointer.finish())
