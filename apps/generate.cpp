@@ -33,7 +33,8 @@ std::size_t complete_prefix(const std::string& s) {
 ExitCode generate(const GenerateOptions& o) {
   const auto world = World::make();
   require(world->size() == 1, ExitCode::usage, "generate runs on one rank, there are {}", world->size());
-  Config config = config_of_run(system_files(), o.path, {"training.global_batch_size=1", "training.micro_batch_size=1"}, 1);
+  Config config =
+      config_of_run(system_files(), o.path, {"training.global_batch_size=1", "training.micro_batch_size=1"}, 1);
   const std::string path = o.tokenizer.empty() ? config.data.tokenizer : o.tokenizer;
   require(!path.empty(), ExitCode::usage, "the job names no data.tokenizer: use --tokenizer");
   const Tokenizer tokenizer = Tokenizer::load(system_files(), path);
@@ -46,7 +47,8 @@ ExitCode generate(const GenerateOptions& o) {
       std::min<Index>(config.model.max_position_embeddings, static_cast<Index>(prompt.size()) + o.sampling.tokens);
 
   const Mesh mesh(mesh_sizes(config.parallel));
-  Engine engine(config, *world, mesh, run_device(config), pool_threads(config, *world), plan_rank(config, mesh, 0).sizes);
+  Engine engine(config, *world, mesh, run_device(config), pool_threads(config, *world),
+                plan_rank(config, mesh, 0).sizes);
   load_run(system_files(), o.path, *world, engine,
            [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); });
   std::fputs(o.prompt.c_str(), stdout);

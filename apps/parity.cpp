@@ -24,10 +24,10 @@ constexpr double kLr = 1e-3;  // of the recorded training
 // One line of the table.
 struct Row {
   std::string name;
-  double error = 0;           // max |a - b| / max |reference|
-  Index over = 0;             // elements over the tolerance
+  double error = 0;  // max |a - b| / max |reference|
+  Index over = 0;    // elements over the tolerance
   Index count = 0;
-  double largest = 0;         // max |a - b|
+  double largest = 0;  // max |a - b|
   bool pass = true;
 };
 
@@ -82,7 +82,9 @@ struct Samples {
   }
 
   Batch view() {
-    const auto tensor = [](auto& v, DType t) { return Tensor(v.data(), t, Device::cpu, {static_cast<Index>(v.size())}); };
+    const auto tensor = [](auto& v, DType t) {
+      return Tensor(v.data(), t, Device::cpu, {static_cast<Index>(v.size())});
+    };
     return {.batch = batch,
             .length = length,
             .tokens = tensor(tokens, DType::i32),
@@ -193,7 +195,10 @@ class Parity {
       // A constant added to every key changes no softmax: the gradient of GPT-2's key biases is zero.
       const std::size_t third = reference.size() / 3;
       for (std::size_t part = 0; part < 3; ++part)
-        rows_.push_back(compare_final("final." + name + (part == 0 ? "[q]" : part == 1 ? "[k]" : "[v]"),
+        rows_.push_back(compare_final("final." + name +
+                                          (part == 0   ? "[q]"
+                                           : part == 1 ? "[k]"
+                                                       : "[v]"),
                                       std::span(tensor.values).subspan(part * third, third),
                                       std::span(reference).subspan(part * third, third), tolerance_, steps, part == 1));
     }

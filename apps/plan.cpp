@@ -32,7 +32,8 @@ void print(const Config& config, const Plan& plan) {
   std::printf(" %12s\n", "total");
   for (const RankPlan& r : plan.ranks) {
     std::printf("%-6d %-8d %3lld-%-3lld %-8d %12s", r.at.pipeline, r.at.tensor, static_cast<long long>(r.layers.begin),
-                static_cast<long long>(r.layers.end - 1), r.rank, human_count(static_cast<double>(r.parameters)).c_str());
+                static_cast<long long>(r.layers.end - 1), r.rank,
+                human_count(static_cast<double>(r.parameters)).c_str());
     std::size_t total = 0;
     for (const MemoryRow& row : r.memory) {
       std::printf(" %15s", bytes(row.bytes).c_str());

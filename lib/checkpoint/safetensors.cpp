@@ -20,7 +20,7 @@ constexpr std::uint64_t kMaxHeader = 100'000'000;  // bytes, as the format's own
 
 std::uint64_t element_size(const std::string& dtype) {
   static const std::map<std::string, std::uint64_t> sizes{
-      {"F64", 8}, {"I64", 8}, {"U64", 8}, {"F32", 4}, {"I32", 4}, {"U32", 4},     {"F16", 2},     {"BF16", 2},
+      {"F64", 8}, {"I64", 8}, {"U64", 8}, {"F32", 4}, {"I32", 4},  {"U32", 4},     {"F16", 2},    {"BF16", 2},
       {"I16", 2}, {"U16", 2}, {"I8", 1},  {"U8", 1},  {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}};
   const auto it = sizes.find(dtype);
   return it == sizes.end() ? 0 : it->second;
@@ -94,7 +94,8 @@ SafetensorsFile::SafetensorsFile(const Files& files, std::string path)
       bytes *= n;
       entry.shape.push_back(static_cast<Index>(n));
     }
-    const auto begin = value["data_offsets"][0].get<std::uint64_t>(), end = value["data_offsets"][1].get<std::uint64_t>();
+    const auto begin = value["data_offsets"][0].get<std::uint64_t>(),
+               end = value["data_offsets"][1].get<std::uint64_t>();
     rule(begin <= end && end <= data_size, "data_offsets outside the file");
     rule(end - begin == bytes, "data_offsets do not fit shape and dtype");
     entry.begin = base + begin;
@@ -133,8 +134,8 @@ std::vector<float> SafetensorsFile::read_f32(const std::string& name) const {
 std::vector<float> SafetensorsFile::read_f32(const std::string& name, const Shape& offset, const Shape& extent) const {
   const Entry& e = entry(name);
   const int rank = e.shape.rank();
-  require(rank == extent.rank() && (rank == 1 || rank == 2), ExitCode::data, "{}: tensor '{}' has shape {}", path_, name,
-          e.shape.to_string());
+  require(rank == extent.rank() && (rank == 1 || rank == 2), ExitCode::data, "{}: tensor '{}' has shape {}", path_,
+          name, e.shape.to_string());
   for (int i = 0; i < rank; ++i)
     require(offset[i] >= 0 && extent[i] >= 0 && offset[i] + extent[i] <= e.shape[i], ExitCode::data,
             "{}: tensor '{}' of shape {} has no part of {} at {}", path_, name, e.shape.to_string(), extent.to_string(),

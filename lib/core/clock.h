@@ -1,5 +1,6 @@
 #pragma once
-// Time, behind an interface so that tests can step it. Timers use now(); only file contents meant for people use wall().
+// Time, behind an interface so that tests can step it. Timers use now(); only file contents meant for people use
+// wall().
 
 #include <cstdint>
 
@@ -8,8 +9,8 @@ namespace dstrain {
 class Clock {
  public:
   virtual ~Clock() = default;
-  virtual double now() const = 0;           // seconds, monotonic, arbitrary origin
-  virtual std::int64_t wall() const = 0;    // seconds since 1970, UTC
+  virtual double now() const = 0;         // seconds, monotonic, arbitrary origin
+  virtual std::int64_t wall() const = 0;  // seconds since 1970, UTC
   virtual void sleep(double seconds) const = 0;
 };
 

@@ -50,8 +50,7 @@ struct FormatArg {
   std::string text;
 
   template <class T>
-    requires std::is_integral_v<T> || std::is_enum_v<T>
-  FormatArg(T v) {  // NOLINT(google-explicit-constructor)
+  requires std::is_integral_v<T> || std::is_enum_v<T> FormatArg(T v) {  // NOLINT(google-explicit-constructor)
     if constexpr (std::is_unsigned_v<T>) {
       kind = Kind::unsigned_integer;
       unsigned_integer = v;
@@ -60,10 +59,10 @@ struct FormatArg {
       integer = static_cast<std::int64_t>(v);
     }
   }
-  FormatArg(double v) : kind(Kind::real), real(v) {}                           // NOLINT(google-explicit-constructor)
-  FormatArg(float v) : kind(Kind::real), real(v) {}                            // NOLINT(google-explicit-constructor)
-  FormatArg(const char* v) : kind(Kind::text), text(v) {}                      // NOLINT(google-explicit-constructor)
-  FormatArg(std::string_view v) : kind(Kind::text), text(v) {}                 // NOLINT(google-explicit-constructor)
+  FormatArg(double v) : kind(Kind::real), real(v) {}            // NOLINT(google-explicit-constructor)
+  FormatArg(float v) : kind(Kind::real), real(v) {}             // NOLINT(google-explicit-constructor)
+  FormatArg(const char* v) : kind(Kind::text), text(v) {}       // NOLINT(google-explicit-constructor)
+  FormatArg(std::string_view v) : kind(Kind::text), text(v) {}  // NOLINT(google-explicit-constructor)
   FormatArg(std::string v) : kind(Kind::text), text(static_cast<std::string&&>(v)) {}  // NOLINT
 };
 
@@ -83,7 +82,8 @@ template <class... A>
 // Throws Error{code, ...} unless `ok`.
 template <class... A>
 void require(bool ok, ExitCode code, std::string_view text, const A&... args) {
-  if (!ok) [[unlikely]] fail_args(code, text, {FormatArg(args)...});
+  if (!ok) [[unlikely]]
+    fail_args(code, text, {FormatArg(args)...});
 }
 
 // A message with the place it was written at.
@@ -99,7 +99,8 @@ struct Located {
 // never be able to trigger it.
 template <class... A>
 void check(bool ok, const Located& message, const A&... args) {
-  if (!ok) [[unlikely]] fail_check(message, {FormatArg(args)...});
+  if (!ok) [[unlikely]]
+    fail_check(message, {FormatArg(args)...});
 }
 
 }  // namespace dstrain

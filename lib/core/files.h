@@ -16,8 +16,7 @@ namespace dstrain {
 // code() is ExitCode::write for operations that change something, ExitCode::data for the others.
 class FileError : public Error {
  public:
-  FileError(ExitCode code, const std::string& message, int error_number)
-      : Error(code, message), errno_(error_number) {}
+  FileError(ExitCode code, const std::string& message, int error_number) : Error(code, message), errno_(error_number) {}
   int error_number() const { return errno_; }
 
  private:
@@ -53,8 +52,8 @@ class Files {
   virtual ~Files() = default;
   virtual std::unique_ptr<File> open(const std::string& path, OpenMode mode) const = 0;
   virtual void rename(const std::string& from, const std::string& to) const = 0;  // atomic; replaces a file
-  virtual void remove(const std::string& path) const = 0;                          // a file or an empty directory
-  virtual void make_directory(const std::string& path) const = 0;                  // and its parents; may exist
+  virtual void remove(const std::string& path) const = 0;                         // a file or an empty directory
+  virtual void make_directory(const std::string& path) const = 0;                 // and its parents; may exist
   virtual void sync_directory(const std::string& path) const = 0;
   virtual bool exists(const std::string& path) const = 0;
   virtual bool is_directory(const std::string& path) const = 0;

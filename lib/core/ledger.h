@@ -29,7 +29,7 @@ struct Ledger {
     Cost cost;
     double seconds = 0;  // if timed
   };
-  bool timed = false;  // whether launch() measures each op's time; host streams only
+  bool timed = false;                           // whether launch() measures each op's time; host streams only
   std::map<std::string, Row> ops;               // by op name
   std::map<std::string, double> communication;  // bytes sent by this rank, by group name
   double communication_seconds = 0;             // in transfers, waiting for peers included; if timed

@@ -30,7 +30,8 @@ class ThreadPool {
       for (std::int64_t i = 0; i < tiles; ++i) body(i);
       return;
     }
-    run(tiles, [](void* f, std::int64_t i) { (*static_cast<std::remove_reference_t<F>*>(f))(i); }, &body);
+    run(
+        tiles, [](void* f, std::int64_t i) { (*static_cast<std::remove_reference_t<F>*>(f))(i); }, &body);
   }
 
  private:

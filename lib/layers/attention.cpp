@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "kernels/attention.h"
-#include "kernels/elementwise.h"
 #include "kernels/dropout.h"
+#include "kernels/elementwise.h"
 #include "kernels/rope.h"
 #include "lib/layers/residual_dropout.h"
 
@@ -46,11 +46,9 @@ void Attention::rotate(Context& context, const Batch& batch, const Heads& heads,
   const Tensor frequencies(spec_.inverse_frequencies.data(), DType::f32, batch.positions.device,
                            {static_cast<Index>(spec_.inverse_frequencies.size())});
   for (const Tensor& x : {heads.q, heads.k})
-    launch(context.stream, Rope{.y = x,
-                                .x = x,
-                                .positions = batch.positions,
-                                .inverse_frequencies = frequencies,
-                                .backward = backward});
+    launch(
+        context.stream,
+        Rope{.y = x, .x = x, .positions = batch.positions, .inverse_frequencies = frequencies, .backward = backward});
 }
 
 Hidden Attention::forward(Context& context, const Batch& batch, const Hidden& x, std::unique_ptr<Saved>& saved) {
@@ -100,7 +98,8 @@ Hidden Attention::forward(Context& context, const Batch& batch, const Hidden& x,
 Tensor Attention::backward(Context& context, const Batch& batch, const Tensor& dy, Saved& saved) {
   const Kept& kept = static_cast<Kept&>(saved);
   const ArenaScope scope(context.scratch);
-  const Tensor dbranch = residual_dropout_gradient(context, batch, "attention", spec_.layer, spec_.residual_dropout, dy);
+  const Tensor dbranch =
+      residual_dropout_gradient(context, batch, "attention", spec_.layer, spec_.residual_dropout, dy);
   const Tensor dout = context.scratch.allocate(kept.o.shape, kept.o.dtype);
   out_.backward(context, kept.o, dbranch, dout);
 

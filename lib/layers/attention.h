@@ -10,12 +10,12 @@
 namespace dstrain {
 
 struct AttentionSpec {
-  Index heads = 0;        // this rank's query heads
-  Index kv_heads = 0;     // this rank's key-value heads
-  Index first_head = 0;   // global number of this rank's first query head
+  Index heads = 0;       // this rank's query heads
+  Index kv_heads = 0;    // this rank's key-value heads
+  Index first_head = 0;  // global number of this rank's first query head
   Index head_dim = 0;
-  Index layer = 0;        // index in the model: names the dropout streams
-  Index cache_slot = 0;   // index in this stage's KvCache
+  Index layer = 0;                              // index in the model: names the dropout streams
+  Index cache_slot = 0;                         // index in this stage's KvCache
   std::vector<float> inverse_frequencies = {};  // (head_dim / 2), empty: no rotary embedding
   float attention_dropout = 0;
   float residual_dropout = 0;

@@ -20,10 +20,9 @@ Hidden Embedding::forward(Context& context, const Batch& batch, const Hidden&, s
          EmbeddingForward{.y = y, .tokens = batch.tokens, .table = table_.compute, .first_row = first_row_});
   if (context.tensor.size() > 1) context.tensor.all_reduce(context.stream, y);
   if (positions_)
-    launch(context.stream, EmbeddingForward{.y = y,
-                                            .tokens = batch.positions,
-                                            .table = positions_->compute,
-                                            .write = Write::accumulate});
+    launch(
+        context.stream,
+        EmbeddingForward{.y = y, .tokens = batch.positions, .table = positions_->compute, .write = Write::accumulate});
   residual_dropout(context, batch, "embedding", 0, dropout_, y, y);
   saved = std::make_unique<Saved>();
   return {y};
@@ -38,10 +37,9 @@ Tensor Embedding::backward(Context& context, const Batch& batch, const Tensor& d
                                            .first_row = first_row_,
                                            .write = tied_ ? Write::accumulate : context.write});
   if (positions_)
-    launch(context.stream, EmbeddingBackward{.dtable = positions_->gradient,
-                                             .dy = dx,
-                                             .tokens = batch.positions,
-                                             .write = context.write});
+    launch(
+        context.stream,
+        EmbeddingBackward{.dtable = positions_->gradient, .dy = dx, .tokens = batch.positions, .write = context.write});
   return {};
 }
 

@@ -4,11 +4,11 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/op.h"
 #include "lib/comm/process_group.h"
 #include "lib/core/arena.h"
 #include "lib/core/rng.h"
 #include "lib/core/stream.h"
-#include "kernels/op.h"
 #include "lib/layers/batch.h"
 #include "lib/layers/param.h"
 
@@ -29,15 +29,15 @@ struct KvCache {
 // What a layer needs to run, handed down by the stage.
 struct Context {
   Stream& stream;
-  ProcessGroup& tensor;     // the tensor-parallel group
-  Arena& saved;             // lives until this micro-batch's backward is done
-  Arena& scratch;           // lives until the layer returns
-  Tensor branch;            // (rows, C): the one buffer that each sub-layer's output passes through
+  ProcessGroup& tensor;  // the tensor-parallel group
+  Arena& saved;          // lives until this micro-batch's backward is done
+  Arena& scratch;        // lives until the layer returns
+  Tensor branch;         // (rows, C): the one buffer that each sub-layer's output passes through
   Mode mode = Mode::train;
   Write write = Write::overwrite;  // gradients: the first micro-batch of a step overwrites
-  std::uint64_t seed = 0;   // of dropout
-  float loss_scale = 1;     // 1 / valid tokens of the whole step
-  Tensor loss;              // (1) f64, loss heads add to it
+  std::uint64_t seed = 0;          // of dropout
+  float loss_scale = 1;            // 1 / valid tokens of the whole step
+  Tensor loss;                     // (1) f64, loss heads add to it
   KvCache* cache = nullptr;
 };
 

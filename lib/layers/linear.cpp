@@ -11,18 +11,15 @@ Linear::Linear(Split split, Param weight, std::optional<Param> bias)
 
 void Linear::forward(Context& context, const Tensor& x, const Tensor& y) const {
   const bool add_bias = bias_ && (split_ == Split::column || context.tensor.rank() == 0);
-  launch(context.stream, Matmul{.c = y,
-                                .a = x,
-                                .b = weight_.compute,
-                                .transpose_b = true,
-                                .bias = add_bias ? bias_->compute : Tensor{}});
+  launch(
+      context.stream,
+      Matmul{.c = y, .a = x, .b = weight_.compute, .transpose_b = true, .bias = add_bias ? bias_->compute : Tensor{}});
   if (split_ == Split::row && context.tensor.size() > 1) context.tensor.all_reduce(context.stream, y);
 }
 
 void Linear::backward(Context& context, const Tensor& x, const Tensor& dy, const Tensor& dx) const {
   launch(context.stream, Matmul{.c = dx, .a = dy, .b = weight_.compute});
-  launch(context.stream,
-         Matmul{.c = weight_.gradient, .a = dy, .b = x, .transpose_a = true, .write = context.write});
+  launch(context.stream, Matmul{.c = weight_.gradient, .a = dy, .b = x, .transpose_a = true, .write = context.write});
   if (bias_) launch(context.stream, BiasGradient{.grad = bias_->gradient, .dy = dy, .write = context.write});
   if (split_ == Split::column && context.tensor.size() > 1) context.tensor.all_reduce(context.stream, dx);
 }

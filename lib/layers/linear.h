@@ -17,7 +17,7 @@ class Linear {
  public:
   Linear(Split split, Param weight, std::optional<Param> bias = {});
 
-  Index in_features() const { return weight_.shape[1]; }    // this rank's
+  Index in_features() const { return weight_.shape[1]; }   // this rank's
   Index out_features() const { return weight_.shape[0]; }  // this rank's
   const Param& weight() const { return weight_; }
 

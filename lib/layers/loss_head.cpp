@@ -77,11 +77,9 @@ Tensor LossHead::backward(Context& context, const Batch& batch, const Tensor& dy
   Write write = context.write;
   chunks(context, batch, kept.y, true, [&](Index begin, Index end, const Tensor& dlogits) {
     launch(context.stream, Matmul{.c = dnorm.slice(0, begin, end), .a = dlogits, .b = w.compute});
-    launch(context.stream, Matmul{.c = w.gradient,
-                                  .a = dlogits,
-                                  .b = kept.y.slice(0, begin, end),
-                                  .transpose_a = true,
-                                  .write = write});
+    launch(
+        context.stream,
+        Matmul{.c = w.gradient, .a = dlogits, .b = kept.y.slice(0, begin, end), .transpose_a = true, .write = write});
     write = Write::accumulate;
   });
   if (context.tensor.size() > 1) context.tensor.all_reduce(context.stream, dnorm);

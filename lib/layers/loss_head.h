@@ -1,6 +1,6 @@
 #pragma once
-// Final norm, vocabulary-parallel head, cross-entropy. Logits exist only in chunks of rows, never whole: in training the
-// backward pass makes a chunk's logits, turns them in place into their gradient and consumes them, so the loss of a
+// Final norm, vocabulary-parallel head, cross-entropy. Logits exist only in chunks of rows, never whole: in training
+// the backward pass makes a chunk's logits, turns them in place into their gradient and consumes them, so the loss of a
 // micro-batch is known with its backward. In eval the forward pass makes the loss.
 
 #include <optional>

@@ -57,10 +57,8 @@ Tensor Mlp::backward(Context& context, const Batch& batch, const Tensor& dy, Sav
   if (activation_ == Activation::swiglu)
     launch(context.stream, SwiGluBackward{.dgate_up = dinner, .dy = dactive, .gate_up = kept.inner});
   else
-    launch(context.stream, GeluBackward{.dx = dinner,
-                                        .dy = dactive,
-                                        .x = kept.inner,
-                                        .tanh = activation_ == Activation::gelu_tanh});
+    launch(context.stream,
+           GeluBackward{.dx = dinner, .dy = dactive, .x = kept.inner, .tanh = activation_ == Activation::gelu_tanh});
   const Tensor dnorm = context.scratch.allocate(kept.y.shape, kept.y.dtype);
   up_.backward(context, kept.y, dinner, dnorm);
   norm_.backward(context, kept.norm, dnorm, dy, dy);

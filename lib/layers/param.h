@@ -22,12 +22,12 @@ enum class Init : unsigned char { normal, zeros, ones };
 // A rectangular part of a tensor as Hugging Face's files name and shape it (one or two dimensions).
 struct Piece {
   std::string name;
-  Shape global;           // in the file's axes
-  Shape offset, extent;   // this rank's part, in the file's axes; an extent may be 0
+  Shape global;             // in the file's axes
+  Shape offset, extent;     // this rank's part, in the file's axes; an extent may be 0
   bool transposed = false;  // the file holds (in, out), the computation (out, in)
-  Index row = 0;          // first row of the Param's tensor that the piece fills
+  Index row = 0;            // first row of the Param's tensor that the piece fills
   PreReduce reduce = PreReduce::none;
-  bool owned = true;      // exactly one rank of a model copy owns an element: it counts it in norms and saves it
+  bool owned = true;  // exactly one rank of a model copy owns an element: it counts it in norms and saves it
 
   // Rows and columns in the computation's orientation; vectors are (n, 1).
   Index rows() const { return extent.rank() == 1 ? extent[0] : transposed ? extent[1] : extent[0]; }
@@ -40,10 +40,11 @@ struct Param {
   Init init = Init::normal;
   float init_std = 0.02f;
   bool decay = true;  // weight decay: matrices only
-  // Views into the arenas, set by ParamArena. `compute` is what layers read; only the optimizer's materialize writes it.
-  Tensor master;    // f32
-  Tensor compute;   // f32: the master itself
-  Tensor gradient;  // f32
+  // Views into the arenas, set by ParamArena. `compute` is what layers read; only the optimizer's materialize writes
+  // it.
+  Tensor master;               // f32
+  Tensor compute;              // f32: the master itself
+  Tensor gradient;             // f32
   Tensor exp_avg, exp_avg_sq;  // f32
 
   Index numel() const { return shape.numel(); }

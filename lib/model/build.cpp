@@ -38,9 +38,7 @@ Param vocabulary_param(const std::string& name, const ModelConfig& m, const Stag
 }
 
 ColumnPart whole_columns(Index n) { return {n, 0, n}; }
-ColumnPart shard_columns(Index n, TensorShard shard) {
-  return {n, n / shard.size * shard.rank, n / shard.size};
-}
+ColumnPart shard_columns(Index n, TensorShard shard) { return {n, n / shard.size * shard.rank, n / shard.size}; }
 
 // Names, shapes and norms of one family. Everything that differs between model types is in these two classes.
 class Family {
@@ -76,8 +74,7 @@ class Family {
     const PreReduce reduce = kv.replicas > 1 ? PreReduce::kv_replica : PreReduce::none;
     std::vector<RowPart> parts{{q.name, q.file_rows, q.first + heads * s.rank * d, heads * d}};
     for (const Source* source : {&k, &v})
-      parts.push_back(
-          {source->name, source->file_rows, source->first + kv.first * d, kv.heads * d, reduce, kv.owned});
+      parts.push_back({source->name, source->file_rows, source->first + kv.first * d, kv.heads * d, reduce, kv.owned});
     return parts;
   }
 
@@ -112,8 +109,8 @@ class Llama final : public Family {
     return std::make_unique<Attention>(
         spec, norm(prefix(layer) + "input_layernorm.weight"),
         Linear(Split::column, weight_param(parts("weight"), whole_columns(m.hidden_size), false, std_dev()), qkv_bias),
-        Linear(Split::row,
-               weight_param({full_rows(p + "o_proj.weight")}, shard_columns(width, s), false, std_dev()), out_bias));
+        Linear(Split::row, weight_param({full_rows(p + "o_proj.weight")}, shard_columns(width, s), false, std_dev()),
+               out_bias));
   }
 
   std::unique_ptr<Layer> mlp(Index layer) const override {
@@ -130,10 +127,10 @@ class Llama final : public Family {
     return std::make_unique<Mlp>(
         layer, Activation::swiglu, 0.0f, norm(prefix(layer) + "post_attention_layernorm.weight"),
         Linear(Split::column, weight_param(parts("weight"), whole_columns(m.hidden_size), false, std_dev()), up_bias),
-        Linear(Split::row,
-               weight_param({full_rows(p + "down_proj.weight")}, shard_columns(m.intermediate_size, s), false,
-                            std_dev()),
-               down_bias));
+        Linear(
+            Split::row,
+            weight_param({full_rows(p + "down_proj.weight")}, shard_columns(m.intermediate_size, s), false, std_dev()),
+            down_bias));
   }
 
   Norm final_norm() const override { return norm("model.norm.weight"); }
@@ -177,8 +174,8 @@ class Gpt2 final : public Family {
   std::unique_ptr<Layer> mlp(Index layer) const override {
     const std::string p = prefix(layer) + "mlp.";
     return std::make_unique<Mlp>(
-        layer, m.hidden_act == "gelu" ? Activation::gelu_erf : Activation::gelu_tanh,
-        static_cast<float>(m.resid_pdrop), norm(prefix(layer) + "ln_2"),
+        layer, m.hidden_act == "gelu" ? Activation::gelu_erf : Activation::gelu_tanh, static_cast<float>(m.resid_pdrop),
+        norm(prefix(layer) + "ln_2"),
         Linear(Split::column,
                weight_param({shard_rows(p + "c_fc.weight", m.intermediate_size, s)}, whole_columns(m.hidden_size), true,
                             std_dev()),
@@ -227,9 +224,9 @@ StageModel build_stage(const ModelConfig& model, const StagePlace& place) {
   };
   const Param* table = nullptr;
   if (place.first) {
-    auto embedding = std::make_unique<Embedding>(vocabulary_param(family->embedding_name(), model, place, true),
-                                                 vocabulary.first, tied_here, family->positions(),
-                                                 static_cast<float>(model.embd_pdrop));
+    auto embedding =
+        std::make_unique<Embedding>(vocabulary_param(family->embedding_name(), model, place, true), vocabulary.first,
+                                    tied_here, family->positions(), static_cast<float>(model.embd_pdrop));
     table = &embedding->table();
     add(std::move(embedding), -1);
   }

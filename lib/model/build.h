@@ -24,8 +24,8 @@ struct StageModel {
   std::vector<Index> numbers;  // for each layer the transformer layer that it belongs to, -1 for embedding and head
   LossHead* head = nullptr;    // owned by `layers`; null unless last
   Index hidden = 0;
-  Index blocks = 0;            // transformer layers here: slots of a KvCache
-  Index kv_heads = 0;          // this rank's
+  Index blocks = 0;    // transformer layers here: slots of a KvCache
+  Index kv_heads = 0;  // this rank's
   Index head_dim = 0;
 
   void visit(const ParamVisitor& visitor) const {

@@ -17,7 +17,8 @@ std::vector<LayerRange> partition(Index layers, double layer_cost, double head_c
   for (Index k = 1; k <= layers - others; ++k) {
     if (others == 0 && k != layers) continue;
     const Index most = others == 0 ? 0 : (layers - k + others - 1) / others;
-    const double cost = std::max(static_cast<double>(most) * layer_cost, static_cast<double>(k) * layer_cost + head_cost);
+    const double cost =
+        std::max(static_cast<double>(most) * layer_cost, static_cast<double>(k) * layer_cost + head_cost);
     if (cost <= best_cost) {
       best_cost = cost;
       best = k;

@@ -26,7 +26,7 @@ struct StepRecord {
 
 struct EvalRecord {
   std::int64_t step = 0;
-  double eval_loss = 0;     // mean over the held-out tokens, nats
+  double eval_loss = 0;  // mean over the held-out tokens, nats
   std::int64_t eval_tokens = 0;
   double seconds = 0;
 };

@@ -9,9 +9,9 @@
 
 namespace dstrain {
 
-std::string human_count(double v);     // 12.3k, 4.56M
-std::string human_bytes(double v);     // 12.3 MiB
-std::string human_seconds(double v);   // 1h02m, 3m04s, 5.6s
+std::string human_count(double v);    // 12.3k, 4.56M
+std::string human_bytes(double v);    // 12.3 MiB
+std::string human_seconds(double v);  // 1h02m, 3m04s, 5.6s
 
 // "step 120/1000  loss 3.21  12.3k tok/s  mfu 61.2%  eta 3m04s  mem 1.2 GiB"
 std::string progress_line(const StepRecord& record, std::int64_t steps, double eta_seconds, std::size_t memory_bytes);

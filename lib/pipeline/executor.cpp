@@ -27,10 +27,18 @@ void execute(const Program& program, Stage& stage, ProcessGroup& pipeline, Strea
           const Index rows = micro_batches[static_cast<std::size_t>(t.micro_batch)].rows();
           const int peer = program.peer(t);
           switch (t.kind) {
-            case Transfer::Kind::send_act: sends.push_back({stage.output(), peer}); break;
-            case Transfer::Kind::recv_act: receives.push_back({stage.input(t.slot, rows), peer}); break;
-            case Transfer::Kind::send_grad: sends.push_back({stage.gradient(rows), peer}); break;
-            case Transfer::Kind::recv_grad: receives.push_back({stage.gradient(rows), peer}); break;
+            case Transfer::Kind::send_act:
+              sends.push_back({stage.output(), peer});
+              break;
+            case Transfer::Kind::recv_act:
+              receives.push_back({stage.input(t.slot, rows), peer});
+              break;
+            case Transfer::Kind::send_grad:
+              sends.push_back({stage.gradient(rows), peer});
+              break;
+            case Transfer::Kind::recv_grad:
+              receives.push_back({stage.gradient(rows), peer});
+              break;
           }
         }
         pipeline.exchange(stream, sends, receives);

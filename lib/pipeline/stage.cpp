@@ -63,8 +63,7 @@ void Stage::backward(Stream& stream, int slot, const Batch& batch, const PassOpt
   check(s.saved.size() == model_.layers.size(), "backward of slot {} without its forward", slot);
   Context c = context(stream, s, options);
   Tensor dy = gradient(batch.rows());
-  for (std::size_t i = model_.layers.size(); i-- > 0;)
-    dy = model_.layers[i]->backward(c, batch, dy, *s.saved[i]);
+  for (std::size_t i = model_.layers.size(); i-- > 0;) dy = model_.layers[i]->backward(c, batch, dy, *s.saved[i]);
   release(slot);
 }
 

@@ -50,7 +50,7 @@ class Stage {
   // Forgets the slot's activations: after a forward without backward.
   void release(int slot);
 
-  Sizes used() const;       // high-water marks
+  Sizes used() const;  // high-water marks
   Sizes capacities() const;
 
  private:

@@ -20,8 +20,9 @@ namespace dstrain {
 
 class Checkpointer {
  public:
-  // Everything is borrowed. `group` has all ranks and belongs to the checkpoint poster: from the first save on its calls
-  // come from the writing thread. The snapshot's pages are touched here, so that the first save is as fast as others.
+  // Everything is borrowed. `group` has all ranks and belongs to the checkpoint poster: from the first save on its
+  // calls come from the writing thread. The snapshot's pages are touched here, so that the first save is as fast as
+  // others.
   Checkpointer(const Config& config, const Files& files, const Clock& clock, const std::string& directory,
                ProcessGroup& group, Engine& engine);
   // Waits for the write in progress; its failure is dropped: call finish() to see it.
@@ -34,8 +35,8 @@ class Checkpointer {
   std::optional<CheckpointState> restore(const std::function<void(const std::string&)>& report);
 
   struct Stall {
-    double wait = 0;  // seconds for the previous write to end
-    double copy = 0;  // seconds for the snapshot
+    double wait = 0;   // seconds for the previous write to end
+    double copy = 0;   // seconds for the snapshot
     double write = 0;  // seconds of writing, when checkpoint.async is false
     double total() const { return wait + copy + write; }
   };

@@ -92,8 +92,8 @@ StepResult Engine::gradients(std::span<const Batch> micro_batches, double valid_
           .stop = r[2] > 0};
 }
 
-StepResult Engine::train_step(std::span<const Batch> micro_batches, double valid_tokens, double lr,
-                              std::int64_t update, bool stop) {
+StepResult Engine::train_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, std::int64_t update,
+                              bool stop) {
   const StepResult result = gradients(micro_batches, valid_tokens, stop);
   if (result.finite) optimizer_->step(stream_, result_.slice(0, 0, 1), lr, update);
   return result;

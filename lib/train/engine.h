@@ -71,7 +71,7 @@ class Engine {
   const ParamArena& params() const { return *params_; }
   void count_into(Ledger* ledger) { stream_.set_ledger(ledger); }
 
-  EngineSizes used() const;                // found so far
+  EngineSizes used() const;  // found so far
   // As allocated; on Device::dry as found so far. Groups allocate their scratch with the first step.
   std::vector<MemoryRow> memory() const;
 

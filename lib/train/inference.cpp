@@ -31,7 +31,8 @@ RunPath run_path(const Files& files, std::string path) {
 
 }  // namespace
 
-Config config_of_run(const Files& files, const std::string& path, const std::vector<std::string>& overrides, int ranks) {
+Config config_of_run(const Files& files, const std::string& path, const std::vector<std::string>& overrides,
+                     int ranks) {
   const RunPath where = run_path(files, path);
   const std::string job = RunDirectory(where.run).job();
   require(files.exists(job), ExitCode::usage, "{}: no run here: {} does not exist", path, job);
@@ -72,7 +73,8 @@ Generator::Generator(const Config& config, Engine& engine) : config_(config), en
     cache_.keys.emplace_back(at, DType::f32, Device::cpu, shape);
     cache_.values.emplace_back(at + bytes, DType::f32, Device::cpu, shape);
   }
-  logits_memory_ = Buffer("logits", Device::cpu, static_cast<std::size_t>(model.head->weight().shape[0]) * sizeof(float));
+  logits_memory_ =
+      Buffer("logits", Device::cpu, static_cast<std::size_t>(model.head->weight().shape[0]) * sizeof(float));
 }
 
 std::span<const float> Generator::forward(std::span<const std::int32_t> tokens) {
@@ -109,7 +111,8 @@ std::int32_t Generator::sample(std::span<const float> logits, const SamplingOpti
     const float x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
     return x != y ? x > y : a < b;
   };
-  const std::size_t keep = options.top_k > 0 ? std::min(order.size(), static_cast<std::size_t>(options.top_k)) : order.size();
+  const std::size_t keep =
+      options.top_k > 0 ? std::min(order.size(), static_cast<std::size_t>(options.top_k)) : order.size();
   std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(keep), order.end(), better);
   order.resize(keep);
   std::vector<double> weights;
@@ -118,7 +121,8 @@ std::int32_t Generator::sample(std::span<const float> logits, const SamplingOpti
                                 static_cast<double>(logits[static_cast<std::size_t>(order[0])])) /
                                options.temperature));
   const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
-  double at = total * static_cast<double>(uniform(philox(options.seed, "sampling")(0, static_cast<std::uint64_t>(position))[0]));
+  double at = total * static_cast<double>(
+                          uniform(philox(options.seed, "sampling")(0, static_cast<std::uint64_t>(position))[0]));
   for (std::size_t i = 0; i < order.size(); ++i)
     if ((at -= weights[i]) <= 0) return order[i];
   return order.back();

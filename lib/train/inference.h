@@ -12,8 +12,8 @@
 
 namespace dstrain {
 
-// The resolved job of a run directory (or of one of its checkpoints), laid out for `ranks` ranks: as in the job when its
-// mesh fits, else all of them data parallel. `overrides` are key=value. Throws Error{usage} when there is no run.
+// The resolved job of a run directory (or of one of its checkpoints), laid out for `ranks` ranks: as in the job when
+// its mesh fits, else all of them data parallel. `overrides` are key=value. Throws Error{usage} when there is no run.
 Config config_of_run(const Files& files, const std::string& path, const std::vector<std::string>& overrides, int ranks);
 
 // Loads the weights of the newest usable checkpoint of the run at `path`, or of the checkpoint that `path` is, into the
@@ -34,8 +34,8 @@ class Generator {
   // `config` is a resolved one-rank job; its sequence_length bounds prompt and output together. Borrowed.
   Generator(const Config& config, Engine& engine);
 
-  // Calls `emit` for each new token as it comes; stops at options.tokens, at `end_of_document`, when emit returns false,
-  // or when sequence_length positions are filled. Throws Error{usage} on an empty or too long prompt.
+  // Calls `emit` for each new token as it comes; stops at options.tokens, at `end_of_document`, when emit returns
+  // false, or when sequence_length positions are filled. Throws Error{usage} on an empty or too long prompt.
   void run(std::span<const std::int32_t> prompt, const SamplingOptions& options, std::int32_t end_of_document,
            const std::function<bool(std::int32_t)>& emit);
 

@@ -41,11 +41,13 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank) {
   Engine engine(config, *world, mesh, Device::dry, 1, {});
   const StepShape batches = step_shape(config);
   const std::vector<Batch> micro_batches(static_cast<std::size_t>(batches.micro_batches), dry_batch(batches));
-  RankPlan plan{.rank = rank,
-                .at = mesh.coordinates(rank),
-                .layers = partition(config.model, batches.length, static_cast<int>(config.parallel.pipeline))
-                    [static_cast<std::size_t>(mesh.coordinates(rank).pipeline)],
-                .parameters = engine.params().parameters()};
+  RankPlan plan{
+      .rank = rank,
+      .at = mesh.coordinates(rank),
+      .layers = partition(
+          config.model, batches.length,
+          static_cast<int>(config.parallel.pipeline))[static_cast<std::size_t>(mesh.coordinates(rank).pipeline)],
+      .parameters = engine.params().parameters()};
   engine.count_into(&plan.step);
   engine.train_step(micro_batches, 1, 0, 1, false);
   engine.count_into(nullptr);
@@ -54,7 +56,8 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank) {
   plan.memory = engine.memory();
   plan.memory.push_back({"batches", loader_bytes(data_plan(config, plan.at, -1), batches.length)});
   plan.memory.push_back(
-      {"snapshot", Snapshot(engine.params(), engine.groups().replica->rank(), engine.groups().replica->size()).bytes()});
+      {"snapshot",
+       Snapshot(engine.params(), engine.groups().replica->rank(), engine.groups().replica->size()).bytes()});
   return plan;
 }
 
@@ -70,14 +73,14 @@ Plan make_plan(const Config& config) {
       total += rank.step.total();
       if (tensor == 0) stage_flops.push_back(rank.step.total().flops);
     }
-  const double tokens =
-      static_cast<double>(plan.shape.micro_batches * plan.shape.micro_batch_size * plan.shape.length);
+  const double tokens = static_cast<double>(plan.shape.micro_batches * plan.shape.micro_batch_size * plan.shape.length);
   plan.flops_per_token = total.flops / tokens;
   plan.flops_per_token_full = total.flops_full / tokens;
   plan.bubble = simulate(plan.program).bubble;
   // A pipeline goes at its slowest stage's pace: the rest of the others' time is idle too.
   const double slowest = *std::max_element(stage_flops.begin(), stage_flops.end());
-  const double mean = std::accumulate(stage_flops.begin(), stage_flops.end(), 0.0) / static_cast<double>(stage_flops.size());
+  const double mean =
+      std::accumulate(stage_flops.begin(), stage_flops.end(), 0.0) / static_cast<double>(stage_flops.size());
   plan.bubble_with_costs = 1 - (1 - plan.bubble) * mean / slowest;
   return plan;
 }

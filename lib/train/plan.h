@@ -14,7 +14,7 @@ struct RankPlan {
   Index parameters = 0;  // owned by this rank
   EngineSizes sizes;
   std::vector<MemoryRow> memory;  // the engine's rows, then batches of the loader and snapshot of the checkpointer
-  Ledger step;  // of one training step on this rank
+  Ledger step;                    // of one training step on this rank
 };
 
 struct Plan {
@@ -22,10 +22,10 @@ struct Plan {
   StepShape shape;
   std::vector<RankPlan> ranks;  // one a pipeline stage and tensor rank, of data rank 0
   Program program;
-  double bubble = 0;            // of the schedule with equal stages
+  double bubble = 0;             // of the schedule with equal stages
   double bubble_with_costs = 0;  // 1 - work / (stages * time) when every stage takes what its FLOPs say
-  Index parameters = 0;         // of the model
-  double flops_per_token = 0;   // a training step's, causal attention at half
+  Index parameters = 0;          // of the model
+  double flops_per_token = 0;    // a training step's, causal attention at half
   double flops_per_token_full = 0;
 };
 

@@ -1,5 +1,6 @@
 #pragma once
-// The files of a run: DIR/job.yaml (resolved), metrics.jsonl, log.txt, exit.json, checkpoints/. All names are made here.
+// The files of a run: DIR/job.yaml (resolved), metrics.jsonl, log.txt, exit.json, checkpoints/. All names are made
+// here.
 
 #include <string>
 

@@ -48,7 +48,8 @@ ExitCode Trainer::run() {
     throw;
   }
   const ExitCode code = stopped_ ? ExitCode::stopped : ExitCode::ok;
-  if (first_rank_) directory_.write_exit(files_, code, stopped_ ? "stopped on a signal after saving" : "done", state_.step);
+  if (first_rank_)
+    directory_.write_exit(files_, code, stopped_ ? "stopped on a signal after saving" : "done", state_.step);
   return code;
 }
 
@@ -81,8 +82,9 @@ void Trainer::start() {
     if (first_rank_) require_free_space(files_, directory_.path(), static_cast<std::uint64_t>(state_bytes));
   });
   restore_latest_or_initialize();
-  loader_ = std::make_unique<Loader>(*sources_, *sampler_, data_plan(config_, engine_->coordinates(), -1),
-                                     loader_groups_.replica->size() > 1 ? loader_groups_.replica.get() : nullptr, clock_);
+  loader_ =
+      std::make_unique<Loader>(*sources_, *sampler_, data_plan(config_, engine_->coordinates(), -1),
+                               loader_groups_.replica->size() > 1 ? loader_groups_.replica.get() : nullptr, clock_);
   if (first_rank_) metrics_ = std::make_unique<MetricsFile>(files_, directory_.metrics(), state_.step);
 
   // Rates and costs of all ranks together.
@@ -143,17 +145,16 @@ void Trainer::loop() {
 StepRecord Trainer::train_step() {
   const double begin = clock_.now();
   const StepData& data = loader_->next(state_.next_sample);
-  const double lr =
-      learning_rate(config_.lr_schedule, config_.optimizer.lr, config_.training.steps, state_.step + 1);
-  const StepResult result =
-      engine_->train_step(data.batches, static_cast<double>(data.valid_tokens), lr, state_.optimizer_step + 1,
-                          signal_.received());
+  const double lr = learning_rate(config_.lr_schedule, config_.optimizer.lr, config_.training.steps, state_.step + 1);
+  const StepResult result = engine_->train_step(data.batches, static_cast<double>(data.valid_tokens), lr,
+                                                state_.optimizer_step + 1, signal_.received());
   if (!result.finite && config_.guard.on_nonfinite == "abort")
-    throw Error(ExitCode::nonfinite,
-                format("step {}: loss {}, gradient norm {}: not finite, and guard.on_nonfinite is abort; weights are as "
-                       "after step {}",
-                       state_.step + 1, result.loss, result.grad_norm, state_.step),
-                true);
+    throw Error(
+        ExitCode::nonfinite,
+        format("step {}: loss {}, gradient norm {}: not finite, and guard.on_nonfinite is abort; weights are as "
+               "after step {}",
+               state_.step + 1, result.loss, result.grad_norm, state_.step),
+        true);
   if (!result.finite && first_rank_)
     log_->warn(format("step {}: loss {}, gradient norm {}: not finite, update skipped", state_.step + 1, result.loss,
                       result.grad_norm));
@@ -211,8 +212,8 @@ void Trainer::report_saves(std::vector<Checkpointer::Outcome> outcomes, bool las
       if (e.code() == ExitCode::lost || (last && i + 1 == outcomes.size())) throw;
       ++failed_saves_;
       if (first_rank_)
-        log_->warn(format("checkpoint of step {} failed ({} so far), training goes on: {}", o.step, failed_saves_,
-                          e.what()));
+        log_->warn(
+            format("checkpoint of step {} failed ({} so far), training goes on: {}", o.step, failed_saves_, e.what()));
     }
   }
 }

@@ -65,9 +65,9 @@ class Trainer {
   bool stopped_ = false;
   Index saved_step_ = -1;
   std::int64_t failed_saves_ = 0;
-  double pending_stall_ = 0;    // of the last save, for the next step's record
+  double pending_stall_ = 0;           // of the last save, for the next step's record
   double flops_ = 0, flops_full_ = 0;  // of a step, all ranks
-  double ceiling_ = 0;          // FLOP/s, all ranks
+  double ceiling_ = 0;                 // FLOP/s, all ranks
 };
 
 // The threads of a rank's pool: run.threads, or the host's cores divided by its ranks.

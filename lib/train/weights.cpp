@@ -61,7 +61,8 @@ std::map<std::string, NamedTensor> gather_tensors(const StageModel& model,
       std::vector<float> part(static_cast<std::size_t>(piece.extent.numel()));
       gather_piece(param, piece, storage(param).as<float>(), part.data());
       const bool matrix = piece.global.rank() == 2;
-      const Index width = matrix ? piece.global[1] : piece.global[0], columns = matrix ? piece.extent[1] : piece.extent[0];
+      const Index width = matrix ? piece.global[1] : piece.global[0],
+                  columns = matrix ? piece.extent[1] : piece.extent[0];
       const Index first = matrix ? piece.offset[0] * width + piece.offset[1] : piece.offset[0];
       for (Index i = 0; i < static_cast<Index>(part.size()); ++i)
         t.values[static_cast<std::size_t>(first + i / columns * width + i % columns)] =

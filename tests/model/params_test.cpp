@@ -67,7 +67,8 @@ TEST_CASE("initial values do not depend on how a tensor is cut, merged or transp
   CHECK(part.param.shape == Shape{9, 3});
   const float* m = part.param.master.as<float>();
   for (Index i = 0; i < 3; ++i)
-    for (Index j = 0; j < 3; ++j) CHECK(m[(4 + i) * 3 + j] == reference[static_cast<std::size_t>((2 + i) * columns + 1 + j)]);
+    for (Index j = 0; j < 3; ++j)
+      CHECK(m[(4 + i) * 3 + j] == reference[static_cast<std::size_t>((2 + i) * columns + 1 + j)]);
   for (Index i = 21; i < 27; ++i) CHECK(m[i] == 0);
 }
 
@@ -113,14 +114,17 @@ TEST_CASE("over the ranks of a mesh each element of each tensor is owned once", 
         for (const int stages : {1, 3}) {
           model.type = type;
           model.tie_word_embeddings = tied;
-          if (model.type == "gpt2") model.num_key_value_heads = 4;
-          else model.num_key_value_heads = 2;
+          if (model.type == "gpt2")
+            model.num_key_value_heads = 4;
+          else
+            model.num_key_value_heads = 2;
           std::map<std::string, std::vector<int>> owners;
           std::map<std::string, Shape> shapes;
           const auto ranges = partition(3, 1, 0, stages);
           for (int stage = 0; stage < stages; ++stage)
             for (int rank = 0; rank < tensor; ++rank)
-              build_stage(model, {ranges[static_cast<std::size_t>(stage)], stage == 0, stage == stages - 1, {rank, tensor}})
+              build_stage(model,
+                          {ranges[static_cast<std::size_t>(stage)], stage == 0, stage == stages - 1, {rank, tensor}})
                   .visit([&](Param& param) {
                     for (const Piece& p : param.pieces) {
                       auto& count = owners[p.name];

@@ -36,9 +36,10 @@ void check_owned(const StageModel& stage, const std::map<std::string, NamedTenso
       const bool matrix = piece.global.rank() == 2;
       for (Index i = 0; i < piece.extent[0]; ++i)
         for (Index j = 0; j < (matrix ? piece.extent[1] : 1); ++j) {
-          const auto at = static_cast<std::size_t>(matrix ? (piece.offset[0] + i) * piece.global[1] + piece.offset[1] + j
-                                                          : piece.offset[0] + i);
-          error = std::max(error, std::fabs(static_cast<double>(ours.values[at]) - static_cast<double>(theirs.values[at])));
+          const auto at = static_cast<std::size_t>(
+              matrix ? (piece.offset[0] + i) * piece.global[1] + piece.offset[1] + j : piece.offset[0] + i);
+          error =
+              std::max(error, std::fabs(static_cast<double>(ours.values[at]) - static_cast<double>(theirs.values[at])));
         }
       INFO(piece.name);
       CHECK(error <= tolerance * scale);
@@ -62,7 +63,8 @@ TEST_CASE("every mesh of 1 to 8 ranks gives the gradients and losses of one rank
           const int data = ranks / (tensor * pipeline);
           INFO(model.name << ": data " << data << ", tensor " << tensor << ", pipeline " << pipeline);
           const Index micro = kSamples / data / (pipeline > 1 ? 3 : 1);
-          check_equal(model, run_tiny_threads(tiny_job(model.yaml, data, tensor, pipeline, std::max<Index>(1, micro)), kSteps),
+          check_equal(model,
+                      run_tiny_threads(tiny_job(model.yaml, data, tensor, pipeline, std::max<Index>(1, micro)), kSteps),
                       reference, spread);
           ++meshes;
         }

@@ -62,17 +62,21 @@ TEST_CASE("the ledger's FLOPs are the closed form's", "[plan]") {
     return make_plan(tiny_job(model, 1, 1, 1, 1, overrides));
   };
   // dense-1b: 9.0 GF a token in training, counted causal.
-  const Plan dense = flops("{ type: llama, vocab_size: 32768, hidden_size: 2048, num_hidden_layers: 24, "
-                           "num_attention_heads: 16, intermediate_size: 5632, max_position_embeddings: 4096 }", 4096, {});
+  const Plan dense = flops(
+      "{ type: llama, vocab_size: 32768, hidden_size: 2048, num_hidden_layers: 24, "
+      "num_attention_heads: 16, intermediate_size: 5632, max_position_embeddings: 4096 }",
+      4096, {});
   CHECK(dense.flops_per_token == llama_flops(2048, 24, 16, 16, 128, 5632, 32768, 4096));
   CHECK(std::fabs(dense.flops_per_token / 9.0e9 - 1) < 0.01);
   // Twice the attention, the rest the same.
   CHECK(dense.flops_per_token_full - dense.flops_per_token == 3 * 24 * 2.0 * 4096 * 16 * 128);
   CHECK(dense.parameters == 2 * 32768 * 2048ll + 24 * (4 * 2048 * 2048ll + 3 * 2048 * 5632ll + 2 * 2048) + 2048);
   // Qwen2.5-1.5B's shape at 1024: 9.52 GF.
-  const Plan qwen = flops("{ type: llama, vocab_size: 151936, hidden_size: 1536, num_hidden_layers: 28, "
-                          "num_attention_heads: 12, num_key_value_heads: 2, intermediate_size: 8960, "
-                          "tie_word_embeddings: true, max_position_embeddings: 4096 }", 1024, {});
+  const Plan qwen = flops(
+      "{ type: llama, vocab_size: 151936, hidden_size: 1536, num_hidden_layers: 28, "
+      "num_attention_heads: 12, num_key_value_heads: 2, intermediate_size: 8960, "
+      "tie_word_embeddings: true, max_position_embeddings: 4096 }",
+      1024, {});
   CHECK(std::fabs(qwen.flops_per_token / 9.52e9 - 1) < 0.01);
 }
 

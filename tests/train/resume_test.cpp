@@ -96,7 +96,8 @@ TEST_CASE("a checkpoint goes on under every other layout with identical paramete
   struct Layout {
     int data, tensor, pipeline;
   };
-  for (const Layout& l : {Layout{1, 1, 1}, Layout{2, 1, 1}, Layout{1, 4, 1}, Layout{1, 1, 3}, Layout{3, 2, 1}, Layout{2, 2, 2}}) {
+  for (const Layout& l :
+       {Layout{1, 1, 1}, Layout{2, 1, 1}, Layout{1, 4, 1}, Layout{1, 1, 3}, Layout{3, 2, 1}, Layout{2, 2, 2}}) {
     INFO("data " << l.data << ", tensor " << l.tensor << ", pipeline " << l.pipeline);
     // Loads, finds no step left to do, and saves under the other layout after the old checkpoint is renamed away.
     const std::string run = f.directory / format("to-{}-{}-{}", l.data, l.tensor, l.pipeline);
@@ -110,7 +111,8 @@ TEST_CASE("a checkpoint goes on under every other layout with identical paramete
       const Mesh mesh_of(mesh_sizes(config.parallel));
       Engine engine(config, world, mesh_of, Device::cpu, 1, plan_rank(config, mesh_of, world.rank()).sizes);
       const Groups groups = make_groups(world, mesh_of, Poster::checkpoint);
-      Checkpointer checkpointer(config, system_files(), system_clock(), checkpoints_directory(run), *groups.control, engine);
+      Checkpointer checkpointer(config, system_files(), system_clock(), checkpoints_directory(run), *groups.control,
+                                engine);
       engine.initialize(1);
       auto state = checkpointer.restore([](const std::string&) {});
       check(state.has_value(), "nothing to restore");

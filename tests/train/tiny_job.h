@@ -77,8 +77,8 @@ class TinyData {
     for (Index m = 0; m < plan.micro_batches; ++m) {
       Memory& memory = tokens_.emplace_back();
       for (Index b = 0; b < plan.micro_batch_size; ++b) {
-        const Index sample = step * kSamples + data_rank * plan.micro_batches * plan.micro_batch_size +
-                             m * plan.micro_batch_size + b;
+        const Index sample =
+            step * kSamples + data_rank * plan.micro_batches * plan.micro_batch_size + m * plan.micro_batch_size + b;
         memory.samples.push_back(sample);
         for (Index t = 0; t < plan.length; ++t) {
           memory.tokens.push_back(token(sample, t));
@@ -117,7 +117,8 @@ class TinyData {
     return static_cast<std::int32_t>(r[0] % static_cast<std::uint32_t>(kVocabulary));
   }
   static float weight(Index sample, Index t) {
-    return philox(99, "weights")(static_cast<std::uint64_t>(sample), static_cast<std::uint64_t>(t))[0] % 3 ? 1.0f : 0.0f;
+    return philox(99, "weights")(static_cast<std::uint64_t>(sample), static_cast<std::uint64_t>(t))[0] % 3 ? 1.0f
+                                                                                                           : 0.0f;
   }
   std::vector<Memory> tokens_;
   std::vector<Batch> batches_;
@@ -140,7 +141,8 @@ inline void collect_owned(const StageModel& model, const std::function<const Ten
       const NamedTensor& from = mine.at(piece.name);
       NamedTensor& to = into[piece.name];
       if (to.values.empty()) to = {from.shape, std::vector<float>(from.values.size())};
-      const Index columns = piece.global.rank() == 2 ? piece.extent[1] : 1, width = piece.global.rank() == 2 ? piece.global[1] : 1;
+      const Index columns = piece.global.rank() == 2 ? piece.extent[1] : 1,
+                  width = piece.global.rank() == 2 ? piece.global[1] : 1;
       for (Index i = 0; i < piece.extent[0]; ++i)
         for (Index j = 0; j < columns; ++j) {
           const auto at = static_cast<std::size_t>((piece.offset[0] + i) * width +
@@ -164,7 +166,8 @@ inline void run_tiny(World& world, const Config& config, int steps, int nudge, T
       float* w = p.master.as<float>();
       for (Index i = 0; i < p.numel(); ++i) {
         if (w[i] == 0) continue;  // padding stays zero
-        const bool up = philox(static_cast<std::uint64_t>(nudge), p.pieces.front().name)(0, static_cast<std::uint64_t>(i))[0] & 1;
+        const bool up =
+            philox(static_cast<std::uint64_t>(nudge), p.pieces.front().name)(0, static_cast<std::uint64_t>(i))[0] & 1;
         w[i] = std::nextafter(w[i], up ? 1e30f : -1e30f);
       }
     });
@@ -175,8 +178,8 @@ inline void run_tiny(World& world, const Config& config, int steps, int nudge, T
     if (look) look(engine.stage().model());
     const std::lock_guard lock(mutex);
     if (data_rank == 0)
-      collect_owned(engine.stage().model(), [](const Param& p) -> const Tensor& { return p.gradient; },
-                    result.gradients);
+      collect_owned(
+          engine.stage().model(), [](const Param& p) -> const Tensor& { return p.gradient; }, result.gradients);
   }
   for (int step = 0; step < steps; ++step) {
     const TinyData data(config, data_rank, step);
@@ -188,7 +191,8 @@ inline void run_tiny(World& world, const Config& config, int steps, int nudge, T
   }
   const std::lock_guard lock(mutex);
   if (data_rank == 0)
-    collect_owned(engine.stage().model(), [](const Param& p) -> const Tensor& { return p.master; }, result.weights);
+    collect_owned(
+        engine.stage().model(), [](const Param& p) -> const Tensor& { return p.master; }, result.weights);
 }
 
 inline TinyResult run_tiny_threads(const Config& config, int steps, int nudge = 0) {
@@ -223,8 +227,8 @@ inline std::vector<double> loss_spread(const Config& one_rank, const TinyResult&
   for (int nudge = 1; nudge <= 3; ++nudge) {
     const TinyResult moved = run_tiny_threads(one_rank, steps, nudge);
     for (std::size_t i = 0; i < spread.size(); ++i)
-      spread[i] = std::max({spread[i], i ? spread[i - 1] : 0.0, std::fabs(moved.losses[i] - base.losses[i]),
-                            0x1p-24 * base.losses[i]});
+      spread[i] = std::max(
+          {spread[i], i ? spread[i - 1] : 0.0, std::fabs(moved.losses[i] - base.losses[i]), 0x1p-24 * base.losses[i]});
   }
   return spread;
 }
