@@ -1,4 +1,4 @@
-"""The training step of a dstrain job's Llama in PyTorch on the CPU, as fast as eager PyTorch does it.
+"""The training step of a dstrain job's Llama in PyTorch on the CPU, as fast as PyTorch does it.
 
     torch_cpu_step.py --steps 5 --threads 2
 
@@ -121,6 +121,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="forward and backward through torch.compile")
     parser.add_argument("--ways", help="what an earlier run chose, as it printed it: not timed again")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -174,6 +175,8 @@ def main():
         chosen["norm"] = fastest(norms, lambda n, c: ways.update(norm=c), passes)
         chosen["optimizer"] = fastest(optimizers, lambda n, c: chosen.update(optimizer=n), lambda: optimizers[chosen["optimizer"]].step())
 
+    if options.compile:
+        model.compile()
     step()
     step()
     before = matmul_rate()
