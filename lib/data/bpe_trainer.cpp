@@ -28,7 +28,7 @@ struct PairHash {
 };
 
 // What is known of a pair. A queue entry stands for the places that one merge made (or the first count found); nearly
-// always a pair has one entry, more only when two merges make the same token.
+// always a pair has one entry, more only when two merges make the same token. Such entries come up one after another.
 struct PairInfo {
   std::int64_t count = 0;
   std::vector<std::vector<Position>> places;  // one list an entry; emptied when the entry is used up
@@ -145,15 +145,6 @@ Tokenizer BpeTrainer::train(Index vocab_size, std::int64_t min_frequency) const 
 
     std::vector<Position> places = std::move(info.places[top.list]);
     info.places[top.list].clear();
-    if (info.places.size() > 1) {
-      // The entry covers every place in its words, also those that other entries of the pair list.
-      std::vector<std::uint32_t> mine;
-      for (const Position p : places) mine.push_back(words.word[p]);
-      std::sort(mine.begin(), mine.end());
-      for (const auto& list : info.places)
-        for (const Position p : list)
-          if (std::binary_search(mine.begin(), mine.end(), words.word[p])) places.push_back(p);
-    }
     std::sort(places.begin(), places.end());
 
     fresh.clear();

@@ -231,15 +231,19 @@ TEST_CASE("a file that cannot be read is one clear error") {
 }
 
 TEST_CASE("numbers are read by one grammar and written so that they read back") {
-  const Loaded loaded =
-      parse_config(system_files(), "job.yaml", kBase,
-                   {"run.seed=18446744073709551615", "optimizer.lr=+1.25e-2", "optimizer.eps=1e-300", "eval.every=+7"});
+  const Loaded loaded = parse_config(system_files(), "job.yaml", kBase,
+                                     {"run.seed=18446744073709551615", "optimizer.lr=+1.25e-2", "optimizer.eps=1e-300",
+                                      "eval.every=+7", "run.name='a \"quoted\" \\n back\\slash \xc3\xa9'"});
   CHECK(loaded.config.run.seed == 18446744073709551615ull);
   CHECK(loaded.config.optimizer.lr == 0.0125);
   CHECK(loaded.config.optimizer.eps == 1e-300);
   CHECK(loaded.config.eval.every == 7);
+  CHECK(loaded.config.run.name == "a \"quoted\" \\n back\\slash \xc3\xa9");
   CHECK(report(kBase, {"run.seed=18446744073709551616"}) != "");
   CHECK(report(kBase, {"run.seed=-1"}) != "");
   const std::string text = to_yaml(loaded.config);
-  CHECK(to_yaml(parse_config(system_files(), "x", text, {}).config) == text);
+  const Config again = parse_config(system_files(), "x", text, {}).config;
+  CHECK(to_yaml(again) == text);
+  CHECK(again.run.name == loaded.config.run.name);
+  CHECK(again.optimizer.eps == loaded.config.optimizer.eps);
 }
