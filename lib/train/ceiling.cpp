@@ -7,6 +7,7 @@
 #include "kernels/matmul.h"
 #include "lib/core/clock.h"
 #include "lib/core/rng.h"
+#include "lib/core/stream_copy.h"
 
 namespace dstrain {
 
@@ -42,18 +43,29 @@ double measure_matmul_rate(Stream& stream) {
   return op.cost().flops / median_seconds(7, [&] { launch(own, op); });
 }
 
-double measure_copy_rate(Stream& stream, std::size_t bytes) {
+namespace {
+template <class Copy>
+double copy_rate(Stream& stream, std::size_t bytes, Copy copy) {
   const Buffer from("copy source", Device::cpu, bytes), to("copy target", Device::cpu, bytes);
   std::memset(from.data(), 1, bytes);
   const std::size_t tile = std::clamp<std::size_t>(bytes / 8, 64 << 10, 4 << 20);
   const auto tiles = static_cast<std::int64_t>((bytes + tile - 1) / tile);
-  const double seconds = median_seconds(5, [&] {
+  // Short copies are repeated more often: each is a chance to be interrupted.
+  const int repeats = static_cast<int>(std::clamp<std::size_t>((std::size_t{512} << 20) / bytes, 5, 101));
+  const double seconds = median_seconds(repeats, [&] {
     stream.pool().parallel_for(tiles, [&](std::int64_t i) {
       const std::size_t begin = static_cast<std::size_t>(i) * tile;
-      std::memcpy(to.data() + begin, from.data() + begin, std::min(tile, bytes - begin));
+      copy(to.data() + begin, from.data() + begin, std::min(tile, bytes - begin));
     });
   });
   return static_cast<double>(bytes) / seconds;
 }
+}  // namespace
+
+double measure_copy_rate(Stream& stream, std::size_t bytes) {
+  return copy_rate(stream, bytes, [](void* to, const void* from, std::size_t n) { std::memcpy(to, from, n); });
+}
+
+double measure_stream_copy_rate(Stream& stream, std::size_t bytes) { return copy_rate(stream, bytes, stream_copy); }
 
 }  // namespace dstrain
