@@ -47,7 +47,7 @@ void run(Cpu, Stream& stream, const LayerNormForward& op) {
 void run(Cpu, Stream& stream, const LayerNormBackward& op) {
   const Index rows = op.x.dim(0), columns = op.x.dim(1);
   const ArenaScope scope(stream.workspace());
-  const float* const weight = cpu::as_f32(stream, op.weight);
+  const float* const weights = cpu::as_f32(stream, op.weight);
   const float* const means = op.mean.as<float>();
   const float* const rstds = op.rstd.as<float>();
   cpu::dispatch_float(op.x.dtype, [&](auto zero) {
@@ -55,6 +55,7 @@ void run(Cpu, Stream& stream, const LayerNormBackward& op) {
     float* const sums[] = {op.dweight.as<float>(), op.dbias.as<float>()};
     cpu::column_sums(stream, rows, columns, op.write, sums, [&](Index i, float* dweight) {
       float* const dbias = dweight + columns;
+      const float* const weight = weights;  // a local: read through the closure, it would be loaded again each time
       const T* const x = cpu::row<T>(op.x, i);
       const T* const dy = cpu::row<T>(op.dy, i);
       const float mean = means[i], rstd = rstds[i];

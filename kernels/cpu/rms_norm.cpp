@@ -40,12 +40,13 @@ void run(Cpu, Stream& stream, const RmsNormForward& op) {
 void run(Cpu, Stream& stream, const RmsNormBackward& op) {
   const Index rows = op.x.dim(0), columns = op.x.dim(1);
   const ArenaScope scope(stream.workspace());
-  const float* const weight = cpu::as_f32(stream, op.weight);
+  const float* const weights = cpu::as_f32(stream, op.weight);
   const float* const rstds = op.rstd.as<float>();
   cpu::dispatch_float(op.x.dtype, [&](auto zero) {
     using T = decltype(zero);
     float* const sums[] = {op.dweight.as<float>()};
     cpu::column_sums(stream, rows, columns, op.write, sums, [&](Index i, float* dweight) {
+      const float* const weight = weights;  // a local: read through the closure, it would be loaded again each time
       const T* const x = cpu::row<T>(op.x, i);
       const T* const dy = cpu::row<T>(op.dy, i);
       const float rstd = rstds[i];
