@@ -54,6 +54,7 @@ ExitCode Trainer::run() {
 }
 
 void Trainer::start() {
+  require(!config_.data.train.empty(), ExitCode::usage, "data.train: no token file to train on");
   const Device device = run_device(config_);
   const Mesh mesh(mesh_sizes(config_.parallel));
   checkpoint_groups_ = make_groups(world_, mesh, Poster::checkpoint);

@@ -149,6 +149,7 @@ def test_bad_arguments(d):
     run("train", job(d, "few"), "parallel.pipeline=2", code=2, says="parallel")
     run("train", job(d, "few"), "parallel.pipeline=3", ranks=2, code=2, says="parallel")
     run("train", job(d, "gpu"), "run.device=cuda", code=13, says="CUDA")
+    run("train", job(d, "none"), "data.train=[]", code=2, says="data.train")
     run("eval", d / "norun", code=2, says="norun")
     run("generate", d / "norun", code=2)
     check(not (d / "few").exists(), "a refused job leaves no directory")
