@@ -4,6 +4,7 @@
 #include "kernels/attention.h"
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/loops.h"
+#include "kernels/cpu/philox_block.h"
 #include "kernels/cpu/vector_math.h"
 
 namespace dstrain::cpu {
@@ -42,19 +43,18 @@ Index keys_seen(const Op& op, Index i) {
   return op.mask == AttentionMask::full ? keys : std::clamp<Index>(i + op.query_offset + 1, 0, keys);
 }
 
-// factors[j] = 0 or 1 / (1 - p) for keys first .. first + n - 1; `first` is a multiple of 4.
+// factors[j] = 0 or 1 / (1 - p) for keys first .. first + n - 1; `first` is a multiple of 4, n at most
+// kKeyBlock.
 inline void dropout_factors(const AttentionDropout& dropout, std::int64_t sample, Index head, Index query, Index first,
                             Index n, float* factors) {
   const float kept = 1.0f / (1.0f - dropout.p);
   const std::uint64_t base =
       (static_cast<std::uint64_t>(dropout.first_head + head) << 48) | (static_cast<std::uint64_t>(query) << 24);
-  for (Index j = 0; j < n; j += 4) {
-    const auto bits =
-        dropout.key(static_cast<std::uint64_t>(sample), base | static_cast<std::uint64_t>((first + j) / 4));
-    for (Index i = 0; i < 4; ++i) {
-      factors[j + i] = uniform(bits[static_cast<std::size_t>(i)]) >= dropout.p ? kept : 0.0f;
-    }
-  }
+  std::uint32_t bits[kKeyBlock];
+  philox_block(dropout.key, static_cast<std::uint64_t>(sample), base | static_cast<std::uint64_t>(first / 4),
+               (n + 3) / 4, bits);
+#pragma omp simd
+  for (Index j = 0; j < n; ++j) factors[j] = uniform(bits[j]) >= dropout.p ? kept : 0.0f;
 }
 
 }  // namespace dstrain::cpu

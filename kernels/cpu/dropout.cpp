@@ -1,6 +1,7 @@
 #include "kernels/dropout.h"
 
 #include "kernels/cpu/loops.h"
+#include "kernels/cpu/philox_block.h"
 
 namespace dstrain {
 
@@ -20,10 +21,7 @@ void run(Cpu, Stream& stream, const Dropout& op) {
       std::uint32_t bits[kBlock + 8];
       for (Index begin = 0; begin < columns; begin += kBlock) {
         const Index n = std::min(kBlock, columns - begin), first = start + begin, shift = first % 4;
-        for (Index g = 0; g * 4 < n + shift; ++g) {
-          const auto four = op.key(sample, static_cast<std::uint64_t>(first / 4 + g));
-          for (std::size_t i = 0; i < 4; ++i) bits[4 * g + static_cast<Index>(i)] = four[i];
-        }
+        cpu::philox_block(op.key, sample, static_cast<std::uint64_t>(first / 4), (n + shift + 3) / 4, bits);
 #pragma omp simd
         for (Index i = 0; i < n; ++i) {
           const float kept = cpu::to_float(x[begin + i]) * scale;
