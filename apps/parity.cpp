@@ -193,6 +193,8 @@ class Parity {
         continue;
       }
       // A constant added to every key changes no softmax: the gradient of GPT-2's key biases is zero.
+      require(reference.size() == tensor.values.size(), ExitCode::data, "final.{}: {} values here, {} in the reference",
+              name, tensor.values.size(), reference.size());
       const std::size_t third = reference.size() / 3;
       for (std::size_t part = 0; part < 3; ++part)
         rows_.push_back(compare_final("final." + name +

@@ -42,7 +42,12 @@ Json json_of(const TensorRecord& tensor) {
 Shape shape_of(const Json& json) {
   const auto dims = json.get<std::vector<Index>>();
   require(!dims.empty() && dims.size() <= 2, ExitCode::checkpoint, "a tensor of {} dimensions", dims.size());
-  for (const Index d : dims) require(d >= 0 && d <= (Index{1} << 40), ExitCode::checkpoint, "a dimension of {}", d);
+  Index elements = 1;
+  for (const Index d : dims) {
+    require(d >= 0 && d <= (Index{1} << 40), ExitCode::checkpoint, "a dimension of {}", d);
+    require(d == 0 || elements <= (Index{1} << 60) / d, ExitCode::checkpoint, "a tensor of more elements than can be");
+    elements *= d;
+  }
   return Shape(dims);
 }
 
@@ -137,7 +142,8 @@ Manifest read_lines(std::string_view text) {
   manifest.state.seed = state.at("seed").get<std::uint64_t>();
   manifest.state.next_sample = state.at("next_sample").get<Index>();
   manifest.state.tokens = state.at("tokens").get<Index>();
-  require(world >= 1 && lines.size() >= 2 + world, ExitCode::checkpoint, "{} shards in {} lines", world, lines.size());
+  require(world >= 1 && world <= lines.size() && lines.size() >= 2 + world, ExitCode::checkpoint,
+          "{} shards in {} lines", world, lines.size());
   for (std::size_t i = 0; i < world; ++i) {
     manifest.shards.push_back(shard_of(lines[2 + i]));
     require(lines[2 + i].at("shard").get<std::size_t>() == i &&

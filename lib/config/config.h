@@ -14,7 +14,7 @@ struct RunConfig {
   std::string dir;  // run directory; required
   std::uint64_t seed = 1;
   std::string device = "auto";  // auto, cpu, cuda
-  int threads = 0;              // a rank; 0: the cores of this host divided by its ranks
+  int threads = 0;              // a rank; 0: the cores it is bound to, else the host's divided by its ranks
   bool deterministic = true;
 };
 

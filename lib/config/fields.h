@@ -95,7 +95,7 @@ void visit_fields(C& c, V& v) {
   v.field(Key{.name = "head_dim",
               .help = "width of a head; 0: hidden_size / num_attention_heads",
               .min = 0,
-              .max = 65536,
+              .max = 256,
               .model_type = "llama"},
           c.model.head_dim);
   v.field(Key{.name = "intermediate_size",
@@ -105,20 +105,11 @@ void visit_fields(C& c, V& v) {
           c.model.intermediate_size);
   v.field(Key{.name = "max_position_embeddings", .help = "longest sequence, in tokens", .min = 1, .max = kBig},
           c.model.max_position_embeddings);
-  v.field(Key{.name = "rms_norm_eps",
-              .help = "epsilon of RMSNorm",
-              .min = 0,
-              .max = 1,
-              .open_min = true,
-              .model_type = "llama"},
+  v.field(Key{.name = "rms_norm_eps", .help = "epsilon of RMSNorm", .min = 1e-30, .max = 1, .model_type = "llama"},
           c.model.rms_norm_eps);
-  v.field(Key{.name = "layer_norm_epsilon",
-              .help = "epsilon of LayerNorm",
-              .min = 0,
-              .max = 1,
-              .open_min = true,
-              .model_type = "gpt2"},
-          c.model.layer_norm_epsilon);
+  v.field(
+      Key{.name = "layer_norm_epsilon", .help = "epsilon of LayerNorm", .min = 1e-30, .max = 1, .model_type = "gpt2"},
+      c.model.layer_norm_epsilon);
   v.field(
       Key{.name = "rope_theta", .help = "base of the rotary embedding", .min = 1, .max = 1e12, .model_type = "llama"},
       c.model.rope_theta);
@@ -136,22 +127,15 @@ void visit_fields(C& c, V& v) {
   v.field(Key{.name = "resid_pdrop",
               .help = "dropout before each residual sum",
               .min = 0,
-              .max = 1,
-              .open_max = true,
+              .max = 0.99,
               .model_type = "gpt2"},
           c.model.resid_pdrop);
-  v.field(Key{.name = "embd_pdrop",
-              .help = "dropout of the embeddings",
-              .min = 0,
-              .max = 1,
-              .open_max = true,
-              .model_type = "gpt2"},
+  v.field(Key{.name = "embd_pdrop", .help = "dropout of the embeddings", .min = 0, .max = 0.99, .model_type = "gpt2"},
           c.model.embd_pdrop);
   v.field(Key{.name = "attn_pdrop",
               .help = "dropout of attention probabilities",
               .min = 0,
-              .max = 1,
-              .open_max = true,
+              .max = 0.99,
               .model_type = "gpt2"},
           c.model.attn_pdrop);
 
@@ -195,14 +179,10 @@ void visit_fields(C& c, V& v) {
   v.section("optimizer", "the update");
   v.field(Key{.name = "type", .help = "update rule", .choices = {"adamw"}}, c.optimizer.type);
   v.field(Key{.name = "lr", .help = "peak learning rate", .min = 0, .max = 1000}, c.optimizer.lr);
-  v.field(Key{.name = "betas",
-              .help = "decay rates of the first and second moment",
-              .min = 0,
-              .max = 1,
-              .open_max = true,
-              .count = 2},
-          c.optimizer.betas);
-  v.field(Key{.name = "eps", .help = "added to the root of the second moment", .min = 0, .max = 1, .open_min = true},
+  v.field(
+      Key{.name = "betas", .help = "decay rates of the first and second moment", .min = 0, .max = 0.99999, .count = 2},
+      c.optimizer.betas);
+  v.field(Key{.name = "eps", .help = "added to the root of the second moment", .min = 1e-30, .max = 1},
           c.optimizer.eps);
   v.field(Key{.name = "weight_decay", .help = "decoupled decay of matrices; vectors have none", .min = 0, .max = 100},
           c.optimizer.weight_decay);

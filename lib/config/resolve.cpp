@@ -111,6 +111,7 @@ void resolve_model(ModelConfig& m, const ParallelConfig& p, const Loaded& loaded
                                  llama ? " Or give model.head_dim" : ""));
     m.head_dim = std::max<int64_t>(1, m.hidden_size / m.num_attention_heads);
   }
+  if (m.head_dim > 256) rules.broken(heads, format("a head of width {}; at most 256 are supported", m.head_dim));
   if (llama && m.head_dim % 2 != 0 && m.hidden_size % m.num_attention_heads == 0)
     rules.broken(loaded.origin("model.head_dim").kind == Origin::Kind::defaulted ? heads : "model.head_dim",
                  format("a head of width {} cannot be rotated; the rotary embedding needs an even one", m.head_dim));

@@ -12,7 +12,7 @@
 
 namespace dstrain {
 
-// The process exit codes. Documented in README.md; scripts/slurm relies on them.
+// The process exit codes. Documented in README.md; batch scripts rely on them.
 enum class ExitCode : int {
   ok = 0,
   no = 1,          // the answer is no: parity, diff, plan, verify

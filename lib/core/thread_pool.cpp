@@ -1,7 +1,9 @@
 #include "lib/core/thread_pool.h"
 
 #include <sched.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <exception>
 #include <utility>
 
@@ -22,6 +24,8 @@ int available_cores() {
   const int n = CPU_COUNT(&set);
   return n < 1 ? 1 : n;
 }
+
+int online_cores() { return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN))); }
 
 ThreadPool::ThreadPool(int threads) {
   check(threads >= 1, "a thread pool of {} threads", threads);

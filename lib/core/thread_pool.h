@@ -55,5 +55,7 @@ class ThreadPool {
 
 // Cores that this process may use (its affinity mask).
 int available_cores();
+// Cores that the machine runs.
+int online_cores();
 
 }  // namespace dstrain

@@ -164,12 +164,22 @@ void Loader::work() {
       while (slot == current_ || slot == previous_) ++slot;
       ready_ = -1;
       lock.unlock();
-      reader_.read(cursor, slots_[slot].step, slots_[slot].memory);
-      if (group_) {
-        std::int64_t count = slots_[slot].step.valid_tokens;
-        group_->all_reduce(stream, Tensor(&count, DType::i64, Device::cpu, {1}));
-        slots_[slot].step.valid_tokens = count;
+      std::exception_ptr failure;
+      try {
+        reader_.read(cursor, slots_[slot].step, slots_[slot].memory);
+      } catch (...) {
+        failure = std::current_exception();
       }
+      if (group_) {
+        // A rank that could not read joins all the same, so that no peer waits for it.
+        std::int64_t sums[2] = {failure ? 0 : slots_[slot].step.valid_tokens, failure ? 1 : 0};
+        group_->all_reduce(stream, Tensor(sums, DType::i64, Device::cpu, {2}));
+        slots_[slot].step.valid_tokens = sums[0];
+        if (sums[1] > 0 && !failure)
+          throw Error(ExitCode::data,
+                      format("{} other data rank(s) could not read the step at sample {}", sums[1], cursor));
+      }
+      if (failure) std::rethrow_exception(failure);
       lock.lock();
       ready_ = slot;
     }

@@ -45,16 +45,19 @@ std::string progress_line(const StepRecord& r, std::int64_t steps, double eta, s
                 human_bytes(static_cast<double>(memory)));
 }
 
-Progress::Progress(bool enabled, const Clock& clock, std::int64_t steps, std::size_t memory_bytes)
+Progress::Progress(bool enabled, bool in_place, const Clock& clock, std::int64_t steps, std::size_t memory_bytes)
     : enabled_(enabled),
-      terminal_(isatty(STDOUT_FILENO) == 1),
+      terminal_(in_place && isatty(STDOUT_FILENO) == 1),
       clock_(clock),
       steps_(steps),
       memory_bytes_(memory_bytes),
       last_print_(clock.now() - kPlainInterval) {}
 
-Progress::~Progress() {
+Progress::~Progress() { end_line(); }
+
+void Progress::end_line() {
   if (open_line_) put("\n");
+  open_line_ = false;
 }
 
 void Progress::step(const StepRecord& record) {

@@ -18,13 +18,16 @@ std::string progress_line(const StepRecord& record, std::int64_t steps, double e
 
 class Progress {
  public:
-  // `enabled` on the rank that prints. Writes to standard output.
-  Progress(bool enabled, const Clock& clock, std::int64_t steps, std::size_t memory_bytes);
+  // `enabled` on the rank that prints. Writes to standard output. `in_place`: rewrite one line when that is a terminal;
+  // a launcher's pseudo-terminal is none.
+  Progress(bool enabled, bool in_place, const Clock& clock, std::int64_t steps, std::size_t memory_bytes);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
   void step(const StepRecord& record);
+  // Before somebody else writes to the terminal.
+  void end_line();
   // A line that stays, such as an evaluation.
   void message(const std::string& text);
 

@@ -2,16 +2,17 @@
 
 #include <utility>
 
-#include "lib/config/writer.h"
 #include "lib/core/hash.h"
 
 namespace dstrain {
 
 std::string job_identity(const Config& config) {
-  Config identity;
-  identity.model = config.model;
-  identity.training.sequence_length = config.training.sequence_length;
-  return hex(xxh3(to_yaml(identity)));
+  const ModelConfig& m = config.model;
+  return hex(xxh3(format(
+      "{} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {}", m.type, m.vocab_size, m.hidden_size, m.num_hidden_layers,
+      m.num_attention_heads, m.num_key_value_heads, m.head_dim, m.intermediate_size, m.max_position_embeddings,
+      m.rms_norm_eps, m.layer_norm_epsilon, m.rope_theta, m.hidden_act, static_cast<int>(m.tie_word_embeddings),
+      static_cast<int>(m.attention_bias), static_cast<int>(m.mlp_bias), config.training.sequence_length)));
 }
 
 Checkpointer::Checkpointer(const Config& config, const Files& files, const Clock& clock, const std::string& directory,

@@ -76,7 +76,8 @@ class Checkpointer {
   std::vector<Outcome> outcomes_;   // not asked for yet
 };
 
-// Identifies what must not change between a checkpoint and the job that resumes it: model and sequence length.
+// Identifies what must not change between a checkpoint and the job that resumes it: the keys that decide the model's
+// shapes and maths, and the sequence length, which the data cursor counts in.
 std::string job_identity(const Config& config);
 
 }  // namespace dstrain

@@ -2,12 +2,22 @@
 
 #include <algorithm>
 
+#include "lib/core/hash.h"
+#include "lib/data/tokenizer.h"
+
 namespace dstrain {
 
 std::vector<std::string> paths_of(const std::vector<DataSource>& sources) {
   std::vector<std::string> paths;
   for (const DataSource& s : sources) paths.push_back(s.path);
   return paths;
+}
+
+void check_tokenizer(const Config& config, const Files& files, const TokenFileInfo& info, const std::string& tokens) {
+  if (config.data.tokenizer.empty()) return;
+  const std::uint64_t hash = Tokenizer::load(files, config.data.tokenizer).hash();
+  require(hash == info.tokenizer_hash, ExitCode::data, "{}: its tokenizer has hash {}, data.tokenizer {} has {}",
+          tokens, hex(info.tokenizer_hash), config.data.tokenizer, hex(hash));
 }
 
 BatchPlan data_plan(const Config& config, const Coordinates& at, Index end) {
@@ -26,6 +36,7 @@ Evaluator::Evaluator(const Config& config, const Files& files, const Clock& cloc
       samples_(config.eval.samples > 0 ? std::min(config.eval.samples, sampler_.samples()) : sampler_.samples()),
       global_batch_(config.training.global_batch_size),
       reader_(sources_, sampler_, data_plan(config, engine.coordinates(), samples_)) {
+  check_tokenizer(config, files, sources_.info(), config.data.eval.front().path);
   for (Index i = 0; i < samples_; ++i) tokens_ += sampler_.locate(i).tokens - 1;
 }
 

@@ -6,9 +6,12 @@
 
 namespace dstrain {
 
-void RunDirectory::create(const Files& files, const Config& config) const {
-  files.make_directory(checkpoints());
+void RunDirectory::write_job(const Files& files, const Config& config) const {
   write_file_atomically(files, job(), to_yaml(config));
+}
+
+void RunDirectory::create(const Files& files) const {
+  files.make_directory(checkpoints());
   if (files.exists(exit())) files.remove(exit());
 }
 

@@ -20,8 +20,9 @@ class RunDirectory {
   std::string exit() const { return path_ + "/exit.json"; }
   std::string checkpoints() const { return path_ + "/checkpoints"; }
 
-  // Creates the directory and its job.yaml, removes an old exit.json. Throws FileError{write}.
-  void create(const Files& files, const Config& config) const;
+  // Creates the directory, removes an old exit.json. Throws FileError{write}.
+  void create(const Files& files) const;
+  void write_job(const Files& files, const Config& config) const;
   // {code, reason, step}: how the run ended. Best effort: a run that cannot write it ends with its code all the same.
   void write_exit(const Files& files, ExitCode code, const std::string& reason, std::int64_t step) const noexcept;
 

@@ -5,6 +5,7 @@
 #include <tuple>
 #include <utility>
 
+#include "kernels/cpu/blas.h"
 #include "lib/checkpoint/names.h"
 #include "lib/optim/lr_schedule.h"
 #include "lib/train/ceiling.h"
@@ -15,7 +16,9 @@ namespace dstrain {
 
 int pool_threads(const Config& config, const World& world) {
   if (config.run.threads > 0) return static_cast<int>(config.run.threads);
-  return std::max(1, available_cores() / world.local_size());
+  // A launcher that binds each rank has shared the cores out already.
+  const int cores = available_cores();
+  return cores < online_cores() ? cores : std::max(1, cores / world.local_size());
 }
 
 Device run_device(const Config& config) {
@@ -46,10 +49,14 @@ ExitCode Trainer::run() {
       directory_.write_exit(files_, e.code(), e.what(), state_.step);
     }
     throw;
+  } catch (const std::exception& e) {
+    if (lock_) directory_.write_exit(files_, ExitCode::bug, e.what(), state_.step);
+    throw;
   }
-  const ExitCode code = stopped_ ? ExitCode::stopped : ExitCode::ok;
+  const bool early = stopped_ && state_.step < config_.training.steps;
+  const ExitCode code = early ? ExitCode::stopped : ExitCode::ok;
   if (first_rank_)
-    directory_.write_exit(files_, code, stopped_ ? "stopped on a signal after saving" : "done", state_.step);
+    directory_.write_exit(files_, code, early ? "stopped on a signal after saving" : "done", state_.step);
   return code;
 }
 
@@ -63,7 +70,7 @@ void Trainer::start() {
   everyone.together([&] {
     if (!first_rank_) return;
     lock_.emplace(files_, directory_.path(), world_.host_name(), clock_);
-    directory_.create(files_, config_);
+    directory_.create(files_);
     remove_leftovers(files_, directory_.checkpoints());
   });
   log_ = std::make_unique<Log>(first_rank_ && !quiet_, first_rank_ ? directory_.log() : "");
@@ -75,6 +82,7 @@ void Trainer::start() {
     sampler_ = std::make_unique<Sampler>(sources_->tokens(), config_.training.sequence_length, config_.run.seed, true);
     if (!config_.data.eval.empty() && config_.eval.every > 0)
       evaluator_ = std::make_unique<Evaluator>(config_, files_, clock_, *engine_);
+    check_tokenizer(config_, files_, sources_->info(), config_.data.train.front().path);
   });
   checkpointer_ = std::make_unique<Checkpointer>(config_, files_, clock_, directory_.checkpoints(),
                                                  *checkpoint_groups_.control, *engine_);
@@ -83,6 +91,10 @@ void Trainer::start() {
     if (first_rank_) require_free_space(files_, directory_.path(), static_cast<std::uint64_t>(state_bytes));
   });
   restore_latest_or_initialize();
+  // Only now is it known that the directory's run is this job's.
+  everyone.together([&] {
+    if (first_rank_) directory_.write_job(files_, config_);
+  });
   loader_ =
       std::make_unique<Loader>(*sources_, *sampler_, data_plan(config_, engine_->coordinates(), -1),
                                loader_groups_.replica->size() > 1 ? loader_groups_.replica.get() : nullptr, clock_);
@@ -126,7 +138,13 @@ void Trainer::print_start(const RankPlan& plan) {
     total += row.bytes;
   }
   log_->info(format("memory of rank 0: {}", memory));
-  progress_ = std::make_unique<Progress>(!quiet_, clock_, config_.training.steps, total);
+  const cpu::BlasInfo blas = cpu::blas_info();
+  log_->info(format("BLAS kernel {}", blas.kernel));
+  if (!blas.wanted.empty())
+    log_->warn(
+        format("BLAS runs its kernel {}, the processor allows {}: see dstrain doctor", blas.kernel, blas.wanted));
+  progress_ =
+      std::make_unique<Progress>(!quiet_, std::string(world_.kind()) != "mpi", clock_, config_.training.steps, total);
 }
 
 void Trainer::loop() {
@@ -137,8 +155,8 @@ void Trainer::loop() {
       metrics_->write(record);
       progress_->step(record);
     }
-    if (evaluator_ && (due(config_.eval.every) || state_.step == config_.training.steps)) evaluate();
     if (due(config_.checkpoint.every) || stopped_) save();
+    if (evaluator_ && !stopped_ && (due(config_.eval.every) || state_.step == config_.training.steps)) evaluate();
     report_saves(checkpointer_->poll(), false);
   }
 }
@@ -197,6 +215,7 @@ void Trainer::save() {
 }
 
 void Trainer::report_saves(std::vector<Checkpointer::Outcome> outcomes, bool last) {
+  if (!outcomes.empty() && progress_) progress_->end_line();
   for (std::size_t i = 0; i < outcomes.size(); ++i) {
     const Checkpointer::Outcome& o = outcomes[i];
     for (const std::string& warning : o.warnings) log_->warn(warning);
@@ -211,6 +230,7 @@ void Trainer::report_saves(std::vector<Checkpointer::Outcome> outcomes, bool las
     } catch (const Error& e) {
       // Training goes on without this checkpoint, unless it was the last one or a rank is gone.
       if (e.code() == ExitCode::lost || (last && i + 1 == outcomes.size())) throw;
+      if (o.step == saved_step_) saved_step_ = -1;  // a run that ends here tries once more
       ++failed_saves_;
       if (first_rank_)
         log_->warn(

@@ -70,7 +70,8 @@ class Trainer {
   double ceiling_ = 0;                 // FLOP/s, all ranks
 };
 
-// The threads of a rank's pool: run.threads, or the host's cores divided by its ranks.
+// The threads of a rank's pool: run.threads; else the cores that the launcher bound the rank to; else the host's cores
+// divided by its ranks.
 int pool_threads(const Config& config, const World& world);
 // The device that the job asks for. Throws Error{device} when this build or machine has none.
 Device run_device(const Config& config);

@@ -103,6 +103,7 @@ def test_text_to_text(d):
     check(len(metrics(d / "one", "loss")) == 12, "resumed metrics")
     check("step 12" in run("eval", d / "one"), "eval")
     run("eval", d / "all", ranks=2)
+    run("eval", d / "all", "--ranks", 3)
     text = run("generate", d / "one", "--prompt", "the quick", "--tokens", 20, "--temperature", 0)
     check(text.startswith("the quick") and len(text) > 12, text)
     check(text == run("generate", d / "one", "--prompt", "the quick", "--tokens", 20, "--temperature", 0), "repeatable")
@@ -150,6 +151,7 @@ def test_bad_arguments(d):
     run("train", job(d, "few"), "parallel.pipeline=3", ranks=2, code=2, says="parallel")
     run("train", job(d, "gpu"), "run.device=cuda", code=13, says="CUDA")
     run("train", job(d, "none"), "data.train=[]", code=2, says="data.train")
+    run("train", job(d, "wide"), "model.hidden_size=512", "model.num_attention_heads=1", "model.num_key_value_heads=1", code=2, says="256")
     run("eval", d / "norun", code=2, says="norun")
     run("generate", d / "norun", code=2)
     check(not (d / "few").exists(), "a refused job leaves no directory")
@@ -170,6 +172,8 @@ def test_bad_data(d):
     for i in range(len(data) // 2, len(data) // 2 + 64):
         data[i] ^= 0x55
     (d / "bad-00000.h5").write_bytes(data)
+    run("data", "tokenizer", "--vocab-size", 280, "--out", d / "other.json", d / "corpus")
+    run("train", job(d, "other"), f"data.tokenizer={d}/other.json", code=3, says="other.json")
     run("train", job(d, "c"), f"data.train=[{d}/bad-00000.h5]", code=3, says="bad-00000.h5")
     check(exit_code_file(d / "c") == 3, "exit.json of a run with bad data")
     (d / "cut-00000.h5").write_bytes(data[: len(data) // 3])
@@ -206,6 +210,7 @@ def test_full_and_read_only_disks(d):
             fill.write(b"x" * (free.f_bavail * free.f_bsize - 300 * 1024))
         run("train", path, "training.steps=6", code=5)
         check((d / "filling/run/checkpoints/step_00000005/manifest.jsonl").read_bytes() == kept, "the old checkpoint is intact")
+        run("train", path, "training.steps=6", "checkpoint.every=6", code=5)  # the last save is one that was due
         os.remove(d / "filling/fill")
         run("train", path, "training.steps=6", says="resumed from step 5")
     with Mount(d / "readonly", "size=1m"):

@@ -109,7 +109,7 @@ TEST_CASE("what changes the maths is refused by name and value") {
       {R"("hidden_size": null)", "c.json: hidden_size: expected an integer, found null"},
       {R"("num_hidden_layers": 18446744073709551615)",
        "c.json: num_hidden_layers: expected an integer in [1, 10000], found 18446744073709551615"},
-      {R"("rms_norm_eps": 0)", "c.json: rms_norm_eps: expected a number in (0, 1], found 0"},
+      {R"("rms_norm_eps": 0)", "c.json: rms_norm_eps: expected a number in [1e-30, 1], found 0"},
       {R"("tie_word_embeddings": 1)", "c.json: tie_word_embeddings: expected true or false, found 1"},
       {R"("hidden_size": 1, "hidden_size": 2)", "c.json: hidden_size: given twice"},
   };

@@ -100,11 +100,11 @@ TEST_CASE("each mistake in a job file has its own words and place") {
       {"optimizer: {lr: 1e999}\n",
        "job.yaml:4:13: optimizer.lr: 1e999 is out of range; expected a number in [0, 1000]"},
       {"optimizer: {lr: fast}\n", "job.yaml:4:13: optimizer.lr: expected a number, found 'fast'"},
-      {"optimizer: {eps: 0}\n", "job.yaml:4:13: optimizer.eps: 0 is out of range; expected a number in (0, 1]"},
+      {"optimizer: {eps: 0}\n", "job.yaml:4:13: optimizer.eps: 0 is out of range; expected a number in [1e-30, 1]"},
       {"optimizer: {betas: [0.9]}\n", "job.yaml:4:13: optimizer.betas: expected a list of 2 numbers, found 1"},
       {"optimizer: {betas: 0.9}\n", "job.yaml:4:13: optimizer.betas: expected a list of 2 numbers, found '0.9'"},
       {"optimizer: {betas: [0.9, 1]}\n",
-       "job.yaml:4:26: optimizer.betas[1]: 1 is out of range; expected a number in [0, 1)"},
+       "job.yaml:4:26: optimizer.betas[1]: 1 is out of range; expected a number in [0, 0.99999]"},
       // true and false
       {"checkpoint: {async: yes}\n", "job.yaml:4:14: checkpoint.async: expected true or false, found 'yes'"},
       {"checkpoint: {async: 1}\n", "job.yaml:4:14: checkpoint.async: expected true or false, found '1'"},
@@ -231,12 +231,13 @@ TEST_CASE("a file that cannot be read is one clear error") {
 }
 
 TEST_CASE("numbers are read by one grammar and written so that they read back") {
-  const Loaded loaded = parse_config(system_files(), "job.yaml", kBase,
-                                     {"run.seed=18446744073709551615", "optimizer.lr=+1.25e-2", "optimizer.eps=1e-300",
-                                      "eval.every=+7", "run.name='a \"quoted\" \\n back\\slash \xc3\xa9'"});
+  const Loaded loaded =
+      parse_config(system_files(), "job.yaml", kBase,
+                   {"run.seed=18446744073709551615", "optimizer.lr=+1.25e-2", "optimizer.weight_decay=1e-300",
+                    "eval.every=+7", "run.name='a \"quoted\" \\n back\\slash \xc3\xa9'"});
   CHECK(loaded.config.run.seed == 18446744073709551615ull);
   CHECK(loaded.config.optimizer.lr == 0.0125);
-  CHECK(loaded.config.optimizer.eps == 1e-300);
+  CHECK(loaded.config.optimizer.weight_decay == 1e-300);
   CHECK(loaded.config.eval.every == 7);
   CHECK(loaded.config.run.name == "a \"quoted\" \\n back\\slash \xc3\xa9");
   CHECK(report(kBase, {"run.seed=18446744073709551616"}) != "");
@@ -245,5 +246,5 @@ TEST_CASE("numbers are read by one grammar and written so that they read back") 
   const Config again = parse_config(system_files(), "x", text, {}).config;
   CHECK(to_yaml(again) == text);
   CHECK(again.run.name == loaded.config.run.name);
-  CHECK(again.optimizer.eps == loaded.config.optimizer.eps);
+  CHECK(again.optimizer.weight_decay == loaded.config.optimizer.weight_decay);
 }

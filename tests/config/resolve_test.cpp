@@ -181,7 +181,8 @@ TEST_CASE("print shows where each value came from") {
 TEST_CASE("explain prints type, range, default and meaning") {
   CHECK(explain("optimizer.lr") == "optimizer.lr\n  peak learning rate\n  number in [0, 1000]; default 0.001\n");
   CHECK(explain("model.rms_norm_eps") ==
-        "model.rms_norm_eps\n  epsilon of RMSNorm\n  number in (0, 1]; default 1.0e-06\n  only for model.type llama\n");
+        "model.rms_norm_eps\n  epsilon of RMSNorm\n  number in [1e-30, 1]; default 1.0e-06\n  only for model.type "
+        "llama\n");
   CHECK(explain("guard") ==
         "guard: what stops a run that goes wrong\n"
         "guard.on_nonfinite\n"

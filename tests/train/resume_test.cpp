@@ -60,6 +60,10 @@ TEST_CASE("k steps and the rest after a resume give the bits of an unbroken run"
     const std::string whole = format("whole-{}", l.model);
     train_tiny(f.yaml(model, whole), ranks, layout);
     const auto expected = checkpoint_tensors(f.directory / whole, kSteps);
+    const CheckpointState end =
+        Checkpoint::open(system_files(), checkpoints_directory(f.directory / whole) + "/" + step_name(kSteps)).state();
+    CHECK(end.optimizer_step == kSteps);
+    CHECK(end.next_sample == kSteps * kSamples);
     const auto expected_numbers = numbers_of(f.directory / whole);
     REQUIRE(expected_numbers.size() == kSteps + 4);
     for (const int k : {1, 5, 11}) {
