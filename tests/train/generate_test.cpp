@@ -1,0 +1,64 @@
+// Writing with a key-value cache is the full forward, one position at a time.
+
+#include <algorithm>
+#include <numeric>
+
+#include "lib/train/inference.h"
+#include "tests/support/catch.h"
+#include "tests/train/tiny_job.h"
+
+using namespace dstrain;
+using namespace dstrain::test;
+
+namespace {
+
+// The most likely token after `ids`, by a forward over all of them without a cache.
+std::int32_t most_likely(Engine& engine, const std::vector<std::int32_t>& prefix) {
+  std::vector<std::int32_t> ids = prefix, positions(ids.size());
+  std::iota(positions.begin(), positions.end(), 0);
+  std::vector<std::int64_t> samples(ids.size(), 0);
+  std::vector<float> weights(ids.size(), 0.0f);
+  const auto n = static_cast<Index>(ids.size());
+  const auto tensor = [&](auto& v, DType t) { return Tensor(v.data(), t, Device::cpu, {n}); };
+  const Batch batch{.batch = 1,
+                    .length = n,
+                    .tokens = tensor(ids, DType::i32),
+                    .targets = tensor(ids, DType::i32),
+                    .positions = tensor(positions, DType::i32),
+                    .sample_ids = Tensor(samples.data(), DType::i64, Device::cpu, {1}),
+                    .row_sample_ids = tensor(samples, DType::i64),
+                    .loss_weights = tensor(weights, DType::f32)};
+  double loss = 0;
+  Stage& stage = engine.stage();
+  stage.forward(engine.stream(), 0, batch, {.mode = Mode::eval, .loss = Tensor(&loss, DType::f64, Device::cpu, {1})});
+  std::vector<float> logits(static_cast<std::size_t>(stage.model().head->weight().shape[0]));
+  stage.logits(engine.stream(), stage.output().slice(0, n - 1, n),
+               Tensor(logits.data(), DType::f32, Device::cpu, {1, static_cast<Index>(logits.size())}));
+  stage.release(0);
+  return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.begin() + kVocabulary) - logits.begin());
+}
+
+}  // namespace
+
+TEST_CASE("greedy tokens from the cache are those of full forwards", "[generate]") {
+  for (const TinyModel& model : tiny_models()) {
+    INFO(model.name);
+    const Config config = tiny_job(model.yaml, 1, 1, 1, 1, {"training.global_batch_size=1"});
+    const auto world = World::dry(0, 1);  // one rank needs no peers
+    const Mesh mesh{MeshSizes{}};
+    Engine engine(config, *world, mesh, Device::cpu, 1, plan_rank(config, mesh, 0).sizes);
+    engine.initialize(config.run.seed);
+    std::vector<std::int32_t> ids{5, 300, 17}, written;
+    Generator(config, engine).run(ids, {.tokens = 100, .temperature = 0}, -1, [&](std::int32_t token) {
+      written.push_back(token);
+      return true;
+    });
+    // The last token is chosen when every position is filled.
+    REQUIRE(static_cast<Index>(written.size()) == kLength - 3 + 1);
+    for (const std::int32_t token : written) {
+      CHECK(token == most_likely(engine, ids));
+      ids.push_back(token);
+      if (static_cast<Index>(ids.size()) > kLength) break;
+    }
+  }
+}
