@@ -20,6 +20,7 @@ struct AdamW {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 4> outputs() const { return {master, exp_avg, exp_avg_sq, compute}; }
 };
 void run(Cpu, Stream& stream, const AdamW& op);
 void run(Cuda, Stream& stream, const AdamW& op);

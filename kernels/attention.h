@@ -35,6 +35,7 @@ struct AttentionForward {
 
   void validate() const;  // also: D, Dv at most kMaxHead
   Cost cost() const;
+  std::array<Tensor, 2> outputs() const { return {o, lse}; }
   static constexpr Index kMaxHead = 256;
 };
 void run(Cpu, Stream& stream, const AttentionForward& op);
@@ -55,6 +56,7 @@ struct AttentionBackward {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 3> outputs() const { return {dq, dk, dv}; }
   std::size_t workspace(Device target) const;
 };
 void run(Cpu, Stream& stream, const AttentionBackward& op);

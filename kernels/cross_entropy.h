@@ -18,6 +18,7 @@ struct CrossEntropyStats {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {stats}; }
 };
 void run(Cpu, Stream& stream, const CrossEntropyStats& op);
 void run(Cuda, Stream& stream, const CrossEntropyStats& op);
@@ -39,6 +40,7 @@ struct CrossEntropyFinish {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {loss}; }
   std::size_t workspace(Device target) const;
 };
 void run(Cpu, Stream& stream, const CrossEntropyFinish& op);

@@ -21,6 +21,7 @@ struct Dropout {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {y}; }
 };
 void run(Cpu, Stream& stream, const Dropout& op);
 void run(Cuda, Stream& stream, const Dropout& op);

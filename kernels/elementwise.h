@@ -12,6 +12,7 @@ struct Add {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {y}; }
 };
 void run(Cpu, Stream& stream, const Add& op);
 void run(Cuda, Stream& stream, const Add& op);
@@ -23,6 +24,7 @@ struct Cast {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {y}; }
 };
 void run(Cpu, Stream& stream, const Cast& op);
 void run(Cuda, Stream& stream, const Cast& op);
@@ -35,6 +37,7 @@ struct Fill {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {y}; }
 };
 void run(Cpu, Stream& stream, const Fill& op);
 void run(Cuda, Stream& stream, const Fill& op);
@@ -46,6 +49,7 @@ struct Copy {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {y}; }
 };
 void run(Cpu, Stream& stream, const Copy& op);
 void run(Cuda, Stream& stream, const Copy& op);

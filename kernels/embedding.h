@@ -16,6 +16,7 @@ struct EmbeddingForward {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {y}; }
 };
 void run(Cpu, Stream& stream, const EmbeddingForward& op);
 void run(Cuda, Stream& stream, const EmbeddingForward& op);
@@ -32,6 +33,7 @@ struct EmbeddingBackward {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {dtable}; }
 };
 void run(Cpu, Stream& stream, const EmbeddingBackward& op);
 void run(Cuda, Stream& stream, const EmbeddingBackward& op);

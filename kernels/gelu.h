@@ -14,6 +14,7 @@ struct GeluForward {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {y}; }
 };
 void run(Cpu, Stream& stream, const GeluForward& op);
 void run(Cuda, Stream& stream, const GeluForward& op);
@@ -27,6 +28,7 @@ struct GeluBackward {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {dx}; }
 };
 void run(Cpu, Stream& stream, const GeluBackward& op);
 void run(Cuda, Stream& stream, const GeluBackward& op);

@@ -14,6 +14,7 @@ struct SquaredNorm {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {result}; }
   std::size_t workspace(Device target) const;
 };
 void run(Cpu, Stream& stream, const SquaredNorm& op);
@@ -29,6 +30,7 @@ struct ClipCoefficient {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {scalars}; }
 };
 void run(Cpu, Stream& stream, const ClipCoefficient& op);
 void run(Cuda, Stream& stream, const ClipCoefficient& op);

@@ -20,6 +20,7 @@ struct LayerNormForward {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 4> outputs() const { return {y, mean, rstd, sum}; }
   std::size_t workspace(Device target) const;
 };
 void run(Cpu, Stream& stream, const LayerNormForward& op);
@@ -41,6 +42,7 @@ struct LayerNormBackward {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 3> outputs() const { return {dx, dweight, dbias}; }
   std::size_t workspace(Device target) const;
 };
 void run(Cpu, Stream& stream, const LayerNormBackward& op);

@@ -18,6 +18,7 @@ struct Matmul {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {c}; }
   std::size_t workspace(Device target) const;
 
   Index m() const { return c.dim(0); }
@@ -36,6 +37,7 @@ struct BiasGradient {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {grad}; }
   std::size_t workspace(Device target) const;
 };
 void run(Cpu, Stream& stream, const BiasGradient& op);

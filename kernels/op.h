@@ -7,10 +7,13 @@
 //     void validate() const;                                // shapes, dtypes; throws Error{bug} with the values
 //     Cost cost() const;                                    // pure
 //     std::size_t workspace(Device target) const;           // bytes, pure; optional, absent means none
+//     std::array<Tensor, N> outputs() const;                // what it writes; undefined ones are skipped
 //   };
 //   void run(Cpu, Stream&, const Op&);                      // kernels/cpu/<op>.cpp
 //   void run(Cuda, Stream&, const Op&);                     // kernels/cuda/<op>.cu
 // A run() takes its workspace from stream.workspace() with an ArenaScope and needs no more than workspace() says.
+
+#include <array>
 
 #include "lib/core/build.h"
 #include "lib/core/clock.h"
@@ -51,15 +54,27 @@ void dispatch(Stream& stream, const Op& op) {
 template <class Op>
 void launch(Stream& stream, const Op& op) {
   op.validate();
-  Ledger* ledger = stream.ledger();
-  if (!ledger) {
+  Ledger* const ledger = stream.ledger();
+  OpObserver* const observer = stream.device() == Device::dry ? nullptr : stream.observer();
+  if (!ledger && !observer) {
     detail::dispatch(stream, op);
     return;
   }
-  Ledger::Row& row = ledger->add(Op::name, op.cost());
-  const double begin = ledger->timed ? system_clock().now() : 0;
-  detail::dispatch(stream, op);
-  if (ledger->timed) row.seconds += system_clock().now() - begin;
+  const Cost cost = op.cost();
+  if (observer) observer->before(stream, Op::name, cost);
+  if (ledger) {
+    Ledger::Row& row = ledger->add(Op::name, cost);
+    const bool timed = ledger->timed && stream.device() == Device::cpu;  // enqueueing is not running
+    const double begin = timed ? system_clock().now() : 0;
+    detail::dispatch(stream, op);
+    if (timed) row.seconds += system_clock().now() - begin;
+  } else {
+    detail::dispatch(stream, op);
+  }
+  if (observer) {
+    const auto outputs = op.outputs();
+    observer->after(stream, Op::name, outputs);
+  }
 }
 
 }  // namespace dstrain

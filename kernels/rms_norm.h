@@ -19,6 +19,7 @@ struct RmsNormForward {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 3> outputs() const { return {y, rstd, sum}; }
   std::size_t workspace(Device target) const;
 };
 void run(Cpu, Stream& stream, const RmsNormForward& op);
@@ -38,6 +39,7 @@ struct RmsNormBackward {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 2> outputs() const { return {dx, dweight}; }
   std::size_t workspace(Device target) const;
 };
 void run(Cpu, Stream& stream, const RmsNormBackward& op);

@@ -17,6 +17,7 @@ struct Rope {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {y}; }
 };
 void run(Cpu, Stream& stream, const Rope& op);
 void run(Cuda, Stream& stream, const Rope& op);

@@ -13,6 +13,7 @@ struct SwiGluForward {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {y}; }
 };
 void run(Cpu, Stream& stream, const SwiGluForward& op);
 void run(Cuda, Stream& stream, const SwiGluForward& op);
@@ -25,6 +26,7 @@ struct SwiGluBackward {
 
   void validate() const;
   Cost cost() const;
+  std::array<Tensor, 1> outputs() const { return {dgate_up}; }
 };
 void run(Cpu, Stream& stream, const SwiGluBackward& op);
 void run(Cuda, Stream& stream, const SwiGluBackward& op);

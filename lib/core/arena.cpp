@@ -6,6 +6,8 @@
 #include <cstring>
 #include <utility>
 
+#include "lib/core/gpu.h"
+
 namespace dstrain {
 
 namespace {
@@ -18,13 +20,33 @@ Buffer::Buffer(std::string purpose, Device device, std::size_t bytes)
     data_ = kDryBase;
     return;
   }
-  require(device_ == Device::cpu, ExitCode::device, "{}: this build has no device '{}'", purpose_, name_of(device_));
   if (bytes_ == 0) return;
+  if (device_ == Device::cuda) {
+    data_ = static_cast<std::byte*>(gpu::allocate(bytes_));
+    if (!data_) {
+      const gpu::MemoryUse use = gpu::memory_use();
+      fail(ExitCode::device, "cannot allocate {} bytes of GPU memory for {}: {} of {} bytes are free", bytes_, purpose_,
+           use.free, use.total);
+    }
+    return;
+  }
   void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   require(p != MAP_FAILED, ExitCode::device, "cannot allocate {} bytes of host memory for {}: {}", bytes_, purpose_,
           std::strerror(errno));
   data_ = static_cast<std::byte*>(p);
   madvise(p, bytes_, MADV_HUGEPAGE);  // advice only: fewer TLB misses on large arenas
+}
+
+Buffer Buffer::pinned(std::string purpose, std::size_t bytes) {
+  Buffer b;
+  b.purpose_ = std::move(purpose);
+  b.bytes_ = bytes;
+  b.pinned_ = true;
+  if (bytes == 0) return b;
+  b.data_ = static_cast<std::byte*>(gpu::allocate_pinned(bytes));
+  require(b.data_ != nullptr, ExitCode::device, "cannot allocate {} bytes of page-locked host memory for {}", bytes,
+          b.purpose_);
+  return b;
 }
 
 Buffer::Buffer(Buffer&& other) noexcept { *this = std::move(other); }
@@ -34,11 +56,18 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(device_, other.device_);
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+  std::swap(pinned_, other.pinned_);
   return *this;
 }
 
 Buffer::~Buffer() {
-  if (device_ == Device::cpu && data_) munmap(data_, bytes_);
+  if (!data_ || device_ == Device::dry) return;
+  if (device_ == Device::cuda)
+    gpu::release(data_);
+  else if (pinned_)
+    gpu::release_pinned(data_);
+  else
+    munmap(data_, bytes_);
 }
 
 Arena::Arena(std::string purpose, Device device, std::size_t capacity)

@@ -10,11 +10,14 @@
 
 namespace dstrain {
 
-// Owns `bytes` bytes, zeroed, 4096-byte aligned. Throws Error{device} naming the purpose when memory is short.
+// Owns `bytes` bytes, zeroed, 4096-byte aligned (device memory: 256). Throws Error{device} naming the purpose when
+// memory is short. Device memory is the calling thread's current device's.
 class Buffer {
  public:
   Buffer() = default;
   Buffer(std::string purpose, Device device, std::size_t bytes);
+  // Page-locked host memory for copies to and from a GPU that run beside other work.
+  static Buffer pinned(std::string purpose, std::size_t bytes);
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
   ~Buffer();
@@ -29,6 +32,7 @@ class Buffer {
   Device device_ = Device::cpu;
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
+  bool pinned_ = false;
 };
 
 // A stack allocator over one Buffer. Not thread-safe.

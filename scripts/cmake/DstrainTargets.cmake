@@ -8,6 +8,7 @@ find_program(DSTRAIN_CCACHE ccache)
 if(DSTRAIN_CCACHE)
   set(CMAKE_C_COMPILER_LAUNCHER ${DSTRAIN_CCACHE})
   set(CMAKE_CXX_COMPILER_LAUNCHER ${DSTRAIN_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${DSTRAIN_CCACHE})
 endif()
 
 add_library(dstrain_options INTERFACE)
@@ -15,16 +16,25 @@ target_compile_features(dstrain_options INTERFACE cxx_std_20)
 target_include_directories(dstrain_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
 # x86-64-v3, never native: binaries travel. No contraction of a*b+c in C++ source across statements changes meaning here:
 # every build on this architecture contracts alike. errno and traps of floating point are not used.
-target_compile_options(dstrain_options INTERFACE
+set(DSTRAIN_CXX_OPTIONS
   -march=x86-64-v3 -fno-math-errno -fno-trapping-math -fstack-protector-strong -g1
   -Wall -Wextra -Wpedantic -Wshadow
-  -Wno-missing-field-initializers  # designated initializers may leave optional fields out
-  $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)  # GCC 12 is wrong about std::string + char (its bug 105651)
-if(DSTRAIN_WERROR)
-  target_compile_options(dstrain_options INTERFACE -Werror)
+  -Wno-missing-field-initializers)  # designated initializers may leave optional fields out
+if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+  list(APPEND DSTRAIN_CXX_OPTIONS -Wno-restrict)  # GCC 12 is wrong about std::string + char (its bug 105651)
 endif()
+# nvcc hands the host part on; -Wpedantic dislikes the lines that it writes itself.
+set(DSTRAIN_CUDA_OPTIONS -std=c++20 -Xcompiler=-march=x86-64-v3,-Wall,-Wextra,-Wno-missing-field-initializers --expt-relaxed-constexpr
+  --extended-lambda -lineinfo -diag-suppress=20012)
+if(DSTRAIN_WERROR)
+  list(APPEND DSTRAIN_CXX_OPTIONS -Werror)
+  list(APPEND DSTRAIN_CUDA_OPTIONS -Werror=all-warnings -Xcompiler=-Werror)
+endif()
+target_compile_options(dstrain_options INTERFACE
+  "$<$<COMPILE_LANGUAGE:C,CXX>:${DSTRAIN_CXX_OPTIONS}>" "$<$<COMPILE_LANGUAGE:CUDA>:${DSTRAIN_CUDA_OPTIONS}>")
 if(DSTRAIN_SANITIZE)
-  target_compile_options(dstrain_options INTERFACE -fsanitize=${DSTRAIN_SANITIZE} -fno-omit-frame-pointer)
+  target_compile_options(dstrain_options INTERFACE
+    "$<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${DSTRAIN_SANITIZE};-fno-omit-frame-pointer>")
   target_link_options(dstrain_options INTERFACE -fsanitize=${DSTRAIN_SANITIZE})
 endif()
 target_link_options(dstrain_options INTERFACE -Wl,-z,relro,-z,now)

@@ -1,0 +1,79 @@
+#pragma once
+// What every kernel file needs: its stream, checked launches, 128-bit accesses, reductions of a block.
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/op.h"
+#include "lib/core/cuda/check.h"
+
+namespace dstrain::cuda {
+
+inline cudaStream_t stream_of(const Stream& stream) { return static_cast<cudaStream_t>(stream.queue().handle()); }
+
+// After every launch: throws Error{device} naming the kernel when the launch itself was refused.
+inline void check_launch(const char* kernel) { cuda_check(cudaGetLastError(), kernel); }
+
+inline constexpr Index div_up(Index a, Index b) { return (a + b - 1) / b; }
+
+// The device type of a storage type.
+template <DType T>
+struct Storage;
+template <>
+struct Storage<DType::f32> {
+  using type = float;
+};
+template <>
+struct Storage<DType::bf16> {
+  using type = __nv_bfloat16;
+};
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <class T>
+__device__ inline T from_float(float x) {
+  if constexpr (sizeof(T) == 4)
+    return x;
+  else
+    return __float2bfloat16_rn(x);
+}
+
+// N elements that are loaded and stored at once; N * sizeof(T) is at most 16 and a power of two.
+template <class T, int N>
+struct alignas(N * sizeof(T)) Vec {
+  T v[N];
+};
+template <int N, class T>
+__device__ inline Vec<T, N> load_vec(const T* p) {
+  return *reinterpret_cast<const Vec<T, N>*>(p);
+}
+template <int N, class T>
+__device__ inline void store_vec(T* p, const Vec<T, N>& v) {
+  *reinterpret_cast<Vec<T, N>*>(p) = v;
+}
+
+// Whether base and every row start of a strided (rows, C) tensor are multiples of 16 bytes and C of 16 bytes' elements.
+inline bool aligned_rows(const Tensor& t) {
+  const auto bytes = size_of(t.dtype);
+  return reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0 &&
+         static_cast<std::size_t>(t.rank() > 1 ? t.stride(-2) : 0) * bytes % 16 == 0 &&
+         static_cast<std::size_t>(t.dim(-1)) * bytes % 16 == 0;
+}
+
+// Sum over a warp; every lane gets it. The order is fixed.
+__device__ inline float warp_sum(float x) {
+  for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
+  return x;
+}
+__device__ inline double warp_sum(double x) {
+  for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
+  return x;
+}
+__device__ inline float warp_max(float x) {
+  for (int d = 16; d > 0; d /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, d));
+  return x;
+}
+
+}  // namespace dstrain::cuda
