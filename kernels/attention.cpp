@@ -1,6 +1,7 @@
 #include "kernels/attention.h"
 
 #include "kernels/check.h"
+#include "kernels/cuda/attention_rule.h"
 
 namespace dstrain {
 
@@ -49,6 +50,10 @@ void AttentionForward::validate() const {
 Cost AttentionForward::cost() const {
   const double full = full_flops(q, k, v);
   return {mask == AttentionMask::causal ? full / 2 : full, full, bytes_of({&o, &lse, &q, &k, &v})};
+}
+
+std::size_t AttentionForward::workspace(Device target) const {
+  return target == Device::cuda && cuda::may_use_cudnn(*this) ? arena_bytes({cuda::cudnn_workspace_bound(*this)}) : 0;
 }
 
 void AttentionBackward::validate() const {

@@ -36,6 +36,7 @@ struct AttentionForward {
   void validate() const;  // also: D, Dv at most kMaxHead
   Cost cost() const;
   std::array<Tensor, 2> outputs() const { return {o, lse}; }
+  std::size_t workspace(Device target) const;
   static constexpr Index kMaxHead = 256;
 };
 void run(Cpu, Stream& stream, const AttentionForward& op);

@@ -2,6 +2,7 @@
 
 #include "kernels/check.h"
 #include "kernels/column_sums.h"
+#include "kernels/cuda/matmul_parts.h"
 
 namespace dstrain {
 
@@ -19,15 +20,26 @@ void Matmul::validate() const {
     check(write == Write::overwrite, "matmul: a bias of {} elements with accumulate", bias.numel());
     check_float_vector(bias, n(), "matmul: bias");
   }
+  if (epilogue == Epilogue::none) return;
+  check(write == Write::overwrite, "matmul: a GELU with accumulate");
+  check(epilogue == Epilogue::gelu || !bias.defined(), "matmul: a bias of {} elements with a gradient", bias.numel());
+  check_rows(pre, m(), n(), "matmul: pre");
+  check_same_dtype(pre, c, "matmul: pre");
 }
 
 Cost Matmul::cost() const {
   const double flops = 2.0 * static_cast<double>(m()) * static_cast<double>(n()) * static_cast<double>(k());
   const double again = write == Write::accumulate ? bytes_of({&c}) : 0.0;
-  return {flops, flops, bytes_of({&c, &a, &b, &bias}) + again};
+  return {flops, flops, bytes_of({&c, &a, &b, &bias, &pre}) + again};
 }
 
-std::size_t Matmul::workspace(Device) const {
+std::size_t Matmul::workspace(Device target) const {
+  if (target == Device::cuda) {
+    const cuda::MatmulParts parts = cuda::matmul_parts(*this);
+    return arena_bytes({cuda::kMatmulWorkspace, parts.widen_a ? cuda::widened_bytes(a) : 0,
+                        parts.widen_b ? cuda::widened_bytes(b) : 0, parts.widen_bias ? cuda::widened_bytes(bias) : 0,
+                        parts.apart ? static_cast<std::size_t>(m() * n()) * sizeof(float) : 0});
+  }
   const auto f32_copy = [](const Tensor& t) {
     return t.defined() && t.dtype == DType::bf16 ? static_cast<std::size_t>(t.numel()) * sizeof(float) : 0;
   };

@@ -5,7 +5,14 @@
 
 namespace dstrain {
 
-// c = op(a) op(b) + bias, or c += op(a) op(b). c must not overlap a or b.
+// What a Matmul does with its product; gelu_tanh is GeluForward's tanh form.
+enum class Epilogue : unsigned char {
+  none,
+  gelu,           // pre = op(a) op(b) + bias, c = gelu_tanh(pre)
+  gelu_gradient,  // c = (op(a) op(b)) * gelu_tanh'(pre)
+};
+
+// c = op(a) op(b) + bias, or c += op(a) op(b). c must not overlap a, b or pre.
 struct Matmul {
   static constexpr const char* name = "matmul";
   Tensor c;  // (m, n) strided rows
@@ -14,11 +21,13 @@ struct Matmul {
   bool transpose_a = false;
   bool transpose_b = false;
   Write write = Write::overwrite;
-  Tensor bias = {};  // (n), added to every row; overwrite only
+  Tensor bias = {};                    // (n), added to every row; overwrite only
+  Epilogue epilogue = Epilogue::none;  // others: overwrite only
+  Tensor pre = {};                     // (m, n) strided rows, c's dtype: written by gelu, read by gelu_gradient
 
   void validate() const;
   Cost cost() const;
-  std::array<Tensor, 1> outputs() const { return {c}; }
+  std::array<Tensor, 2> outputs() const { return {c, epilogue == Epilogue::gelu ? pre : Tensor{}}; }
   std::size_t workspace(Device target) const;
 
   Index m() const { return c.dim(0); }

@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/column_sums.h"
+#include "kernels/gelu.h"
 
 namespace dstrain {
 
@@ -43,9 +44,8 @@ Operand operand(Stream& stream, const Tensor& t) {
   return {copy.as<float>(), copy.stride(0)};
 }
 
-}  // namespace
-
-void run(Cpu, Stream& stream, const Matmul& op) {
+// c = op(a) op(b) + bias, or c += op(a) op(b).
+void product(Stream& stream, const Matmul& op) {
   const Index m = op.m(), n = op.n(), k = op.k();
   if (m == 0 || n == 0) return;
   const ArenaScope scope(stream.workspace());
@@ -78,6 +78,20 @@ void run(Cpu, Stream& stream, const Matmul& op) {
           cpu::convert(stored + j, out + j, width);
         }
       });
+}
+
+}  // namespace
+
+void run(Cpu, Stream& stream, const Matmul& op) {
+  if (op.epilogue == Epilogue::gelu) {
+    Matmul before = op;
+    before.c = op.pre;
+    product(stream, before);
+    run(Cpu{}, stream, GeluForward{.y = op.c, .x = op.pre});
+    return;
+  }
+  product(stream, op);
+  if (op.epilogue == Epilogue::gelu_gradient) run(Cpu{}, stream, GeluBackward{.dx = op.c, .dy = op.c, .x = op.pre});
 }
 
 void run(Cpu, Stream& stream, const BiasGradient& op) {

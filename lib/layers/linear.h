@@ -21,10 +21,12 @@ class Linear {
   Index out_features() const { return weight_.shape[0]; }  // this rank's
   const Param& weight() const { return weight_; }
 
-  // x (rows, in), y (rows, out); y is overwritten.
-  void forward(Context& context, const Tensor& x, const Tensor& y) const;
-  // dx (rows, in) is overwritten with the gradient summed over the group; x is what forward read.
-  void backward(Context& context, const Tensor& x, const Tensor& dy, const Tensor& dx) const;
+  // x (rows, in), y (rows, out); y is overwritten. With `pre` (rows, out; column only) the outputs go there and y is
+  // their gelu_tanh.
+  void forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& pre = {}) const;
+  // dx (rows, in) is overwritten with the gradient summed over the group; x is what forward read. With `pre` (rows, in;
+  // row only) x is gelu_tanh(pre) and dx the gradient of pre.
+  void backward(Context& context, const Tensor& x, const Tensor& dy, const Tensor& dx, const Tensor& pre = {}) const;
   void visit(const ParamVisitor& visitor);
 
  private:
