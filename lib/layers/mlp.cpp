@@ -34,14 +34,15 @@ Hidden Mlp::forward(Context& context, const Batch& batch, const Hidden& x, std::
   kept->norm = norm_.forward(context, x, kept->y);
   kept->inner = memory.allocate({rows, up_.out_features()}, x.residual.dtype);
   kept->active = memory.allocate({rows, down_.in_features()}, x.residual.dtype);
-  if (activation_ == Activation::gelu_tanh)
+  if (activation_ == Activation::gelu_tanh) {
     up_.forward(context, kept->y, kept->active, kept->inner);
-  else
+  } else {
     up_.forward(context, kept->y, kept->inner);
-  if (activation_ == Activation::swiglu)
-    launch(context.stream, SwiGluForward{.y = kept->active, .gate_up = kept->inner});
-  else if (activation_ == Activation::gelu_erf)
-    launch(context.stream, GeluForward{.y = kept->active, .x = kept->inner, .tanh = false});
+    if (activation_ == Activation::swiglu)
+      launch(context.stream, SwiGluForward{.y = kept->active, .gate_up = kept->inner});
+    else
+      launch(context.stream, GeluForward{.y = kept->active, .x = kept->inner, .tanh = false});
+  }
   down_.forward(context, kept->active, context.branch);
   dstrain::residual_dropout(context, batch, "mlp", layer_, residual_dropout_, context.branch, context.branch);
   const Hidden y{kept->norm.sum, context.branch};
@@ -60,11 +61,11 @@ Tensor Mlp::backward(Context& context, const Batch& batch, const Tensor& dy, Sav
     dinner = dactive;
   } else {
     down_.backward(context, kept.active, dbranch, dactive);
+    if (activation_ == Activation::swiglu)
+      launch(context.stream, SwiGluBackward{.dgate_up = dinner, .dy = dactive, .gate_up = kept.inner});
+    else
+      launch(context.stream, GeluBackward{.dx = dinner, .dy = dactive, .x = kept.inner, .tanh = false});
   }
-  if (activation_ == Activation::swiglu)
-    launch(context.stream, SwiGluBackward{.dgate_up = dinner, .dy = dactive, .gate_up = kept.inner});
-  else if (activation_ == Activation::gelu_erf)
-    launch(context.stream, GeluBackward{.dx = dinner, .dy = dactive, .x = kept.inner, .tanh = false});
   const Tensor dnorm = context.scratch.allocate(kept.y.shape, kept.y.dtype);
   up_.backward(context, kept.y, dinner, dnorm);
   norm_.backward(context, kept.norm, dnorm, dy, dy);

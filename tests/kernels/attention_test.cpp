@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "kernels/cuda/attention_rule.h"
 #include "tests/kernels/op_case.h"
 
 using namespace dstrain;
@@ -20,11 +21,12 @@ struct AttentionCase {
   Index gap = 0;
 };
 
-// The op's formula in double, with the roundings that each result may suffer beside it.
+// The op's formula in double, with the roundings that each result may suffer beside it. `weights` is the unit that
+// probabilities and score gradients are rounded to before they are multiplied: 0 where they stay f32.
 class Reference {
  public:
-  Reference(const AttentionCase& p, const Tensor& sample_ids)
-      : p_(p), scale_(1 / std::sqrt(static_cast<double>(p.size))) {
+  Reference(const AttentionCase& p, const Tensor& sample_ids, double weights = 0)
+      : p_(p), scale_(1 / std::sqrt(static_cast<double>(p.size))), weights_(weights) {
     if (p.dropout > 0) samples_ = to_doubles(sample_ids);
   }
 
@@ -91,9 +93,10 @@ class Reference {
       for (Index h = 0; h < p_.heads; ++h) {
         for (Index i = 0; i < p_.queries; ++i) {
           const Row r = row(q, k, b, h, i);
-          const double loss = 2 * r.score_loss + (static_cast<double>(p_.keys) + 20) * kUnit;
+          const double lse_loss = 2 * r.score_loss + (static_cast<double>(p_.keys) + 20) * kUnit;
+          const double loss = lse_loss + weights_;
           if (lse != nullptr)
-            lse->push_back(r.lse), lse_bound->push_back(loss + 2 * kUnit * std::abs(std::isinf(r.lse) ? 0 : r.lse));
+            lse->push_back(r.lse), lse_bound->push_back(lse_loss + 2 * kUnit * std::abs(std::isinf(r.lse) ? 0 : r.lse));
           for (Index j = 0; j < p_.keys; ++j) {
             const double weight = r.probability[static_cast<std::size_t>(j)] * factor(b, h, i, j);
             for (std::size_t d = 0; d < width; ++d) {
@@ -140,10 +143,11 @@ class Reference {
               dp += dout[o_at(b, i, h) + d] * v[v_at(b, j, h) + d];
               dp_abs += std::abs(dout[o_at(b, i, h) + d] * v[v_at(b, j, h) + d]);
               g.dv[v_at(b, j, h) + d] += probability * f * dout[o_at(b, i, h) + d];
-              g.dv_bound[v_at(b, j, h) + d] += loss * probability * f * std::abs(dout[o_at(b, i, h) + d]);
+              g.dv_bound[v_at(b, j, h) + d] += (loss + weights_) * probability * f * std::abs(dout[o_at(b, i, h) + d]);
             }
             const double ds = probability * (f * dp - delta) * scale_;
-            const double ds_loss = probability * scale_ * (loss * (f * dp_abs + dp_size) + 1.01 * delta_loss);
+            const double ds_loss =
+                probability * scale_ * (loss * (f * dp_abs + dp_size) + 1.01 * delta_loss) + weights_ * std::abs(ds);
             for (std::size_t d = 0; d < size; ++d) {
               g.dq[q_at(b, i, h) + d] += ds * k[k_at(b, j, h) + d];
               g.dk[k_at(b, j, h) + d] += ds * q[q_at(b, i, h) + d];
@@ -159,7 +163,7 @@ class Reference {
 
  private:
   AttentionCase p_;
-  double scale_;
+  double scale_, weights_;
   Doubles samples_;
 };
 
@@ -204,7 +208,9 @@ void check_attention(const AttentionCase& p) {
                                .query_offset = p.offset,
                                .dropout = dropout});
     if (!t.compare()) return;
-    const Reference reference(p, ids);
+    // Tensor cores multiply bf16: on CUDA what they are given is rounded, and with shared keys each head's sum again.
+    const bool rounds = p.dtype == DType::bf16 && q.device == Device::cuda;
+    const Reference reference(p, ids, rounds ? 2 * unit_of(DType::bf16) : 0.0);
     const Doubles vq = to_doubles(q), vk = to_doubles(k), vv = to_doubles(v), vd = to_doubles(dout);
     Doubles expected, bound, expected_lse, lse_bound;
     reference.forward(vq, vk, vv, expected, &expected_lse, &bound, &lse_bound);
@@ -275,6 +281,105 @@ TEST_CASE("attention and its gradient") {
   check_attention({0, 3, 3, 2, 1, 4, 4});
   check_attention({1, 0, 3, 2, 1, 4, 4});
   check_attention({1, 3, 0, 2, 1, 4, 4, DType::f32, kFull});
+}
+
+// Sizes that cuDNN takes.
+TEST_CASE("attention: lengths that are multiples of 128") {
+  constexpr DType kHalf = DType::bf16;
+  constexpr auto kFull = AttentionMask::full, kCausal = AttentionMask::causal;
+  check_attention({1, 128, 128, 2, 2, 64, 64, kHalf});
+  check_attention({1, 128, 128, 2, 2, 64, 64, kHalf, kCausal, 0, 0, 64});
+  check_attention({2, 128, 128, 2, 1, 128, 128, kHalf, kCausal, 0, 0, 8});
+  check_attention({1, 256, 256, 4, 2, 32, 32, kHalf});
+  check_attention({1, 128, 128, 1, 1, 64, 64, kHalf, kFull});
+  check_attention({1, 128, 256, 2, 2, 64, 64, kHalf, kFull});
+  check_attention({1, 128, 128, 1, 1, 192, 128, kHalf});
+  check_attention({1, 128, 128, 2, 2, 40, 24, kHalf});                    // not powers of two
+  check_attention({1, 128, 128, 1, 1, 64, 64, kHalf, kCausal, 0, 0, 4});  // rows that no 16-byte access can read
+  check_attention({1, 128, 128, 1, 1, 64, 64, DType::f32});
+}
+
+// Views of one matrix and of its gradient, as the layer makes them.
+TEST_CASE("attention: queries, keys and values merged in one matrix") {
+  constexpr Index kSamples = 2, kLength = 128, kHeads = 4, kKeyHeads = 2, kSize = 32;
+  constexpr Index kWidth = (kHeads + 2 * kKeyHeads) * kSize, kRows = kSamples * kLength;
+  const auto by_sample = [](const Tensor& t, Index begin, Index heads) {
+    Tensor out = t.slice(1, begin * kSize, (begin + heads) * kSize).split_last(heads);
+    out.shape = {kSamples, kLength, heads, kSize};
+    out.strides = {kLength * t.stride(0), t.stride(0), kSize, 1};
+    return out;
+  };
+  for_each_run([&](OpCase& t) {
+    const auto apart = [&](Index heads) { return t.unset({kSamples, kLength, heads, kSize}, DType::bf16); };
+    const Tensor merged = t.normal({kRows, kWidth}, DType::bf16), gradient = t.unset({kRows, kWidth}, DType::bf16);
+    const Tensor dout = t.normal({kSamples, kLength, kHeads, kSize}, DType::bf16);
+    const Tensor o = apart(kHeads), lse = t.unset({kSamples, kHeads, kLength}, DType::f32);
+    const Tensor q = by_sample(merged, 0, kHeads), k = by_sample(merged, kHeads, kKeyHeads),
+                 v = by_sample(merged, kHeads + kKeyHeads, kKeyHeads);
+    const auto forward = [&](const Tensor& to, const Tensor& sums, const Tensor& queries, const Tensor& keys,
+                             const Tensor& values) {
+      t.launch(AttentionForward{.o = to, .lse = sums, .q = queries, .k = keys, .v = values, .scale = 0.2f});
+    };
+    const auto backward = [&](const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& queries,
+                              const Tensor& keys, const Tensor& values) {
+      t.launch(AttentionBackward{.dq = dq,
+                                 .dk = dk,
+                                 .dv = dv,
+                                 .dout = dout,
+                                 .o = o,
+                                 .lse = lse,
+                                 .q = queries,
+                                 .k = keys,
+                                 .v = values,
+                                 .scale = 0.2f});
+    };
+    forward(o, lse, q, k, v);
+    backward(by_sample(gradient, 0, kHeads), by_sample(gradient, kHeads, kKeyHeads),
+             by_sample(gradient, kHeads + kKeyHeads, kKeyHeads), q, k, v);
+    // the same with every tensor on its own: equal bits
+    const auto copy = [&](const Tensor& x) { return t.values(x.shape, DType::bf16, to_doubles(x)); };
+    const Tensor q2 = copy(q), k2 = copy(k), v2 = copy(v), o2 = apart(kHeads);
+    const Tensor lse2 = t.unset(lse.shape, DType::f32);
+    forward(o2, lse2, q2, k2, v2);
+    t.expect_equal("o", o, to_doubles(o2));
+    t.expect_equal("lse", lse, to_doubles(lse2));
+    const Tensor dq = apart(kHeads), dk = apart(kKeyHeads), dv = apart(kKeyHeads);
+    backward(dq, dk, dv, q2, k2, v2);
+    t.expect_equal("dq", by_sample(gradient, 0, kHeads), to_doubles(dq));
+    t.expect_equal("dk", by_sample(gradient, kHeads, kKeyHeads), to_doubles(dk));
+    t.expect_equal("dv", by_sample(gradient, kHeads + kKeyHeads, kKeyHeads), to_doubles(dv));
+  });
+}
+
+TEST_CASE("attention: who runs it on CUDA") {
+  std::byte memory[16];  // never read
+  const auto op_of = [&](DType dtype, Index length, Index size) {
+    const Tensor x(memory, dtype, Device::dry, {1, length, 2, size}),
+        lse(memory, DType::f32, Device::dry, {1, 2, length});
+    return AttentionForward{.o = x, .lse = lse, .q = x, .k = x, .v = x};
+  };
+  constexpr cuda::CudnnFacts kGood{91400, 9};
+  const ComputeSettings automatic, native{.attention = AttentionChoice::native};
+  CHECK(cuda::attention_uses_cudnn(op_of(DType::bf16, 128, 64), automatic, kGood));
+  CHECK_FALSE(cuda::attention_uses_cudnn(op_of(DType::bf16, 128, 64), native, kGood));
+  const auto refused = [&](const AttentionForward& op, cuda::CudnnFacts facts, const std::string& why) {
+    const char* const said = cuda::why_not_cudnn(op, true, facts);
+    REQUIRE(said != nullptr);
+    CHECK_THAT(said, Catch::Matchers::Contains(why));
+    CHECK_FALSE(cuda::attention_uses_cudnn(op, automatic, facts));
+  };
+  refused(op_of(DType::f32, 128, 64), kGood, "not bf16");
+  refused(op_of(DType::bf16, 127, 64), kGood, "multiples of 128");
+  refused(op_of(DType::bf16, 128, 60), kGood, "size of its heads");
+  refused(op_of(DType::bf16, 128, 256), {91400, 8}, "size of its heads");
+  refused(op_of(DType::bf16, 128, 64), {91001, 9}, "known to be wrong");
+  refused(op_of(DType::bf16, 128, 64), {90500, 9}, "older");
+  refused(op_of(DType::bf16, 128, 64), {91400, 10}, "deterministic");
+  AttentionForward decoding = op_of(DType::bf16, 128, 64);
+  decoding.query_offset = 128;
+  refused(decoding, kGood, "causal mask");
+  CHECK(op_of(DType::bf16, 128, 64).workspace(Device::cuda) > 0);
+  CHECK(op_of(DType::f32, 128, 64).workspace(Device::cuda) == 0);
 }
 
 TEST_CASE("attention: large scores neither overflow nor lose the largest") {
