@@ -79,8 +79,8 @@ const char* name_of_epilogue(Epilogue e) {
 // Names the call in tuned choices.
 std::string text_of(const Call& c) {
   return format("matmul {} to {}{}, {}{}, m {} n {} k {}, rows of {} {} {} {}, aligned {} {} {} {} {}{}{}{}{}",
-                name_of(c.in), name_of(c.out), c.tf32 ? " tf32" : "", c.transpose_a ? 't' : 'n',
-                c.transpose_b ? 't' : 'n', c.m, c.n, c.k, c.lda, c.ldb, c.ldc, c.ldpre, c.align_a, c.align_b, c.align_c,
+                name_of(c.in), name_of(c.out), c.tf32 ? " tf32" : "", c.transpose_a ? "t" : "n",
+                c.transpose_b ? "t" : "n", c.m, c.n, c.k, c.lda, c.ldb, c.ldc, c.ldpre, c.align_a, c.align_b, c.align_c,
                 c.align_pre, c.align_bias, c.accumulate ? ", added" : "", c.bias ? ", bias" : "",
                 name_of_epilogue(c.epilogue), c.deterministic ? ", deterministic" : "");
 }
