@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "lib/config/resolve.h"
+#include "lib/core/clock.h"
 #include "lib/core/files.h"
 #include "lib/core/rng.h"
 #include "lib/train/trainer.h"
@@ -16,44 +17,79 @@ void JobOptions::declare(CLI::App& command) {
   command.add_option("overrides", overrides, "key=value ...");
 }
 
-RandomData::RandomData(const Config& config) {
+RandomData::RandomData(const Config& config, bool pinned) {
   const StepShape plan = step_shape(config);
-  const auto rows = static_cast<std::size_t>(plan.micro_batch_size * plan.length);
+  const Index rows = plan.micro_batch_size * plan.length;
+  const std::size_t bytes = static_cast<std::size_t>(rows) * 24 + static_cast<std::size_t>(plan.micro_batch_size) * 8;
+  memory_ = pinned ? Buffer::pinned("bench batches", bytes) : Buffer("bench batches", Device::cpu, bytes);
+  std::byte* at = memory_.data();
+  const auto take = [&](DType type, Index n) {
+    Tensor tensor(at, type, Device::cpu, {n});
+    at += tensor.bytes();
+    return tensor;
+  };
+  Batch batch{.batch = plan.micro_batch_size, .length = plan.length};
+  batch.row_sample_ids = take(DType::i64, rows);
+  batch.sample_ids = take(DType::i64, plan.micro_batch_size);
+  batch.tokens = take(DType::i32, rows);
+  batch.targets = take(DType::i32, rows);
+  batch.positions = take(DType::i32, rows);
+  batch.loss_weights = take(DType::f32, rows);
   const Philox generator = philox(1, "bench tokens");
-  for (std::size_t i = 0; i < rows; ++i) {
-    const auto r = generator(0, i);
-    const auto vocabulary = static_cast<std::uint32_t>(config.model.vocab_size);
-    tokens_.push_back(static_cast<std::int32_t>(r[0] % vocabulary));
-    targets_.push_back(static_cast<std::int32_t>(r[1] % vocabulary));
-    positions_.push_back(static_cast<std::int32_t>(static_cast<Index>(i) % plan.length));
-    row_samples_.push_back(static_cast<Index>(i) / plan.length);
+  const auto vocabulary = static_cast<std::uint32_t>(config.model.vocab_size);
+  for (Index i = 0; i < rows; ++i) {
+    const auto r = generator(0, static_cast<std::uint64_t>(i));
+    batch.tokens.as<std::int32_t>()[i] = static_cast<std::int32_t>(r[0] % vocabulary);
+    batch.targets.as<std::int32_t>()[i] = static_cast<std::int32_t>(r[1] % vocabulary);
+    batch.positions.as<std::int32_t>()[i] = static_cast<std::int32_t>(i % plan.length);
+    batch.row_sample_ids.as<std::int64_t>()[i] = i / plan.length;
+    batch.loss_weights.as<float>()[i] = 1.0f;
   }
-  for (Index b = 0; b < plan.micro_batch_size; ++b) samples_.push_back(b);
-  weights_.assign(rows, 1.0f);
-  const auto tensor = [](auto& v, DType t) { return Tensor(v.data(), t, Device::cpu, {static_cast<Index>(v.size())}); };
-  batches_.assign(static_cast<std::size_t>(plan.micro_batches), {.batch = plan.micro_batch_size,
-                                                                 .length = plan.length,
-                                                                 .tokens = tensor(tokens_, DType::i32),
-                                                                 .targets = tensor(targets_, DType::i32),
-                                                                 .positions = tensor(positions_, DType::i32),
-                                                                 .sample_ids = tensor(samples_, DType::i64),
-                                                                 .row_sample_ids = tensor(row_samples_, DType::i64),
-                                                                 .loss_weights = tensor(weights_, DType::f32)});
+  for (Index b = 0; b < plan.micro_batch_size; ++b) batch.sample_ids.as<std::int64_t>()[b] = b;
+  batches_.assign(static_cast<std::size_t>(plan.micro_batches), batch);
 }
 
 BenchJob::BenchJob(const JobOptions& options)
     : world(World::make()),
       config(resolve(load_config(system_files(), options.job, options.overrides), world->size())),
       mesh(mesh_sizes(config.parallel)),
-      plan(plan_rank(config, mesh, world->rank())),
-      engine(
-          std::make_unique<Engine>(config, *world, mesh, run_device(config), pool_threads(config, *world), plan.sizes)),
-      data_(config),
+      device(start_device(config, *world)),
+      plan(plan_rank(config, mesh, world->rank(), device)),
+      engine(make_engine(config, *world, mesh, device, pool_threads(config, *world), plan)),
+      data_(config, device == Device::cuda),
       tokens_(static_cast<double>(config.training.global_batch_size * config.training.sequence_length)) {
   engine->initialize(config.run.seed);
+  engine->tune("");
 }
 
-double BenchJob::step() { return engine->train_step(data_.batches(), tokens_, 1e-3, ++update_, false).loss; }
+Device BenchJob::start_device(const Config& config, World& world) {
+  const Device device = run_device(config);
+  use_device(config, world, device);
+  return device;
+}
+
+double BenchJob::step() { return engine->train_step(data_.batches(), tokens_, 1e-3, false).loss; }
+
+std::vector<double> BenchJob::steps(int count) {
+  std::vector<double> seconds;
+  double at = 0;
+  std::size_t under_way = 0;
+  const auto take = [&](std::size_t left) {
+    for (; under_way > left; --under_way) {
+      engine->take_result();
+      const double now = system_clock().now();
+      if (at > 0) seconds.push_back(now - at);
+      at = now;
+    }
+  };
+  for (int i = 0; i <= count; ++i) {
+    engine->enqueue_step(data_.batches(), tokens_, 1e-3, false);
+    ++under_way;
+    take(engine->lag());
+  }
+  take(0);
+  return seconds;
+}
 
 double quantile(std::vector<double> values, double q) {
   std::sort(values.begin(), values.end());

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "apps/commands.h"
-#include "lib/train/plan.h"
+#include "lib/train/machine.h"
 
 namespace dstrain {
 
@@ -22,13 +22,12 @@ struct JobOptions {
 // Micro-batches of a step of random tokens, every position trained on.
 class RandomData {
  public:
-  explicit RandomData(const Config& config);
+  // `pinned`: for a GPU to copy from.
+  RandomData(const Config& config, bool pinned);
   std::span<const Batch> batches() const { return batches_; }
 
  private:
-  std::vector<std::int32_t> tokens_, targets_, positions_;
-  std::vector<std::int64_t> samples_, row_samples_;
-  std::vector<float> weights_;
+  Buffer memory_;
   std::vector<Batch> batches_;
 };
 
@@ -39,18 +38,23 @@ class BenchJob {
 
   // One update. Returns its loss.
   double step();
+  // So many as a run does them, results taken a step late where the device allows it: the seconds from one result to
+  // the next, after a first step that is not counted.
+  std::vector<double> steps(int count);
   double tokens() const { return tokens_; }  // of a step, all ranks
 
   std::unique_ptr<World> world;
   Config config;
   Mesh mesh;
+  Device device;
   RankPlan plan;
   std::unique_ptr<Engine> engine;
 
  private:
   RandomData data_;
+  static Device start_device(const Config& config, World& world);
+
   double tokens_;
-  std::int64_t update_ = 0;
 };
 
 // The value below which the share q of the values lie; q = 0.5: the median. REQUIRES: some values.

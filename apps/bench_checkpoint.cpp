@@ -68,7 +68,7 @@ Saves measure(BenchJob& job, const Config& config, const std::string& directory,
     saves.steps.push_back(seconds_of([&] { job.step(); }));
     ++state.step;
     ++state.optimizer_step;
-    saves.stall.push_back(checkpointer.save(state, job.engine->pool()).total());
+    saves.stall.push_back(checkpointer.save(state).total());
     // Every rank takes the same number of steps, or they would wait for each other: one that surely overlaps.
     if (config.checkpoint.async) saves.steps_during.push_back(seconds_of([&] { job.step(); }));
     for (const Checkpointer::Outcome& outcome : checkpointer.finish()) {

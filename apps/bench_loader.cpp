@@ -17,7 +17,7 @@ ExitCode bench_loader(const JobOptions& options, int steps) {
   const Groups groups = make_groups(*job.world, job.mesh, Poster::loader);
   TokenSources sources(system_files(), paths_of(config.data.train), config.model.vocab_size);
   const Sampler sampler(sources.tokens(), config.training.sequence_length, config.run.seed, true);
-  Loader loader(sources, sampler, data_plan(config, job.engine->coordinates(), -1),
+  Loader loader(sources, sampler, data_plan(config, job.engine->coordinates(), -1, job.device == Device::cuda),
                 groups.replica->size() > 1 ? groups.replica.get() : nullptr);
 
   // As Trainer::train_step does it, the first batch, which nothing could prefetch, included.
@@ -25,7 +25,7 @@ ExitCode bench_loader(const JobOptions& options, int steps) {
   const double begin = system_clock().now();
   for (int i = 0; i < steps; ++i) {
     const StepData& data = loader.next(i * config.training.global_batch_size);
-    job.engine->train_step(data.batches, static_cast<double>(data.valid_tokens), 1e-3, i + 1, false);
+    job.engine->train_step(data.batches, static_cast<double>(data.valid_tokens), 1e-3, false);
     wait += data.wait_seconds;
     (i == 0 ? first : worst) = i == 0 ? data.wait_seconds : std::max(worst, data.wait_seconds);
   }

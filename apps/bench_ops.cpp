@@ -252,7 +252,7 @@ void bench_vocabulary(OpBench& bench, const Dimensions& d) {
                                                    .stats = stats.view({1, rows, 3}),
                                                    .targets = targets,
                                                    .weights = weights,
-                                                   .scale = 1.0f / static_cast<float>(d.rows)});
+                                                   .scale = of.uniform({1}, 0, 1)});
 }
 
 void bench_optimizer(OpBench& bench, const Dimensions& d) {
@@ -263,7 +263,8 @@ void bench_optimizer(OpBench& bench, const Dimensions& d) {
                scalars = of.uniform({4}, 0, 1);
   const std::string label = text(shape);
   bench.run(label, SquaredNorm{.result = norm, .x = gradient});
-  bench.run("", ClipCoefficient{.scalars = scalars, .squared_norm = norm, .max_norm = 1});
+  const Tensor state = of.allocate({2}, DType::i64), loss = of.allocate({1}, DType::f64);
+  bench.run("", UpdateScalars{.scalars = scalars, .state = state, .squared_norm = norm, .loss = loss, .max_norm = 1});
   const float values[] = {1e-3f, 1, 0.1f, 0.05f};
   std::copy(std::begin(values), std::end(values), scalars.as<float>());
   bench.run(label, AdamW{.master = master,
@@ -279,7 +280,7 @@ ExitCode bench_ops(const JobOptions& options, double seconds) {
   const Config config = resolve(load_config(system_files(), options.job, options.overrides), world->size());
   run_device(config);
   if (world->rank() != 0) return ExitCode::ok;
-  const Dimensions d(config, plan_rank(config, Mesh(mesh_sizes(config.parallel)), 0).parameters);
+  const Dimensions d(config, plan_rank(config, Mesh(mesh_sizes(config.parallel)), 0, Device::cpu).parameters);
   ThreadPool pool(pool_threads(config, *world));
   std::printf("job %s, %d thread(s), BLAS kernel %s; ceilings: float32 matmul 1024^3, or a copy of as many bytes\n",
               options.job.c_str(), pool.threads(), cpu::blas_info().kernel.c_str());

@@ -8,6 +8,7 @@
 #include "kernels/cpu/blas.h"
 #include "lib/comm/world.h"
 #include "lib/core/build.h"
+#include "lib/core/gpu.h"
 #include "lib/core/thread_pool.h"
 
 namespace dstrain {
@@ -42,7 +43,20 @@ ExitCode doctor() {
                             "OPENBLAS_CORETYPE={}",
                             blas.wanted));
   row("CUDA", build::cuda ? "built in" : "not built in");
-  row("left out", build::left_out);
+  if (build::cuda) {
+    const int gpus = gpu::count();
+    if (gpus == 0) row("GPUs", format("none to use: {}", gpu::why_none()));
+    for (int i = 0; i < gpus; ++i) {
+      const gpu::Info g = gpu::info(i);
+      row(format("GPU {}", i).c_str(),
+          format("{}, compute capability {}.{}, {} multiprocessors, {:.1f} GiB; driver for CUDA {}.{}, runtime {}.{}",
+                 g.name, g.major, g.minor, g.multiprocessors, static_cast<double>(g.memory) / (1 << 30),
+                 g.driver / 1000, g.driver % 1000 / 10, g.runtime / 1000, g.runtime % 1000 / 10));
+      if (g.major < 8) row("  warning", "bfloat16 needs compute capability 8.0 or newer");
+    }
+    for (const std::string& line : gpu::library_versions()) row("library", line);
+  }
+  row("left out", *build::left_out ? build::left_out : "nothing");
   return ExitCode::ok;
 }
 

@@ -8,8 +8,7 @@
 #include "apps/ranks.h"
 #include "lib/train/evaluate.h"
 #include "lib/train/inference.h"
-#include "lib/train/plan.h"
-#include "lib/train/trainer.h"
+#include "lib/train/machine.h"
 
 namespace dstrain {
 
@@ -28,8 +27,10 @@ RunCommand add_eval(CLI::App& command) {
       const Config config = config_of_run(system_files(), o->path, o->overrides, world.size());
       require(!config.data.eval.empty(), ExitCode::usage, "{}: the job names no data.eval", o->path);
       const Mesh mesh(mesh_sizes(config.parallel));
-      Engine engine(config, world, mesh, run_device(config), pool_threads(config, world),
-                    plan_rank(config, mesh, world.rank()).sizes);
+      const Device device = run_device(config);
+      use_device(config, world, device);
+      const auto owned = make_engine(config, world, mesh, device, pool_threads(config, world));
+      Engine& engine = *owned;
       const Index step = load_run(system_files(), o->path, world, engine,
                                   [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); });
       const EvalRecord r = Evaluator(config, system_files(), system_clock(), engine).run(step);

@@ -7,8 +7,7 @@
 #include "apps/commands.h"
 #include "lib/data/tokenizer.h"
 #include "lib/train/inference.h"
-#include "lib/train/plan.h"
-#include "lib/train/trainer.h"
+#include "lib/train/machine.h"
 
 namespace dstrain {
 
@@ -47,8 +46,10 @@ ExitCode generate(const GenerateOptions& o) {
       std::min<Index>(config.model.max_position_embeddings, static_cast<Index>(prompt.size()) + o.sampling.tokens);
 
   const Mesh mesh(mesh_sizes(config.parallel));
-  Engine engine(config, *world, mesh, run_device(config), pool_threads(config, *world),
-                plan_rank(config, mesh, 0).sizes);
+  const Device device = run_device(config);
+  use_device(config, *world, device);
+  const auto owned = make_engine(config, *world, mesh, device, pool_threads(config, *world));
+  Engine& engine = *owned;
   load_run(system_files(), o.path, *world, engine,
            [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); });
   std::fputs(o.prompt.c_str(), stdout);

@@ -12,7 +12,8 @@
 
 #include "apps/commands.h"
 #include "lib/config/resolve.h"
-#include "lib/train/plan.h"
+#include "lib/core/transfer.h"
+#include "lib/train/machine.h"
 #include "lib/train/weights.h"
 
 namespace dstrain {
@@ -99,8 +100,9 @@ struct Samples {
 
 class Parity {
  public:
-  Parity(const std::string& directory, double tolerance)
+  Parity(const std::string& directory, const std::string& device, double tolerance)
       : tolerance_(tolerance),
+        device_(device),
         directory_(directory),
         golden_(system_files(), join_path(directory, "golden.safetensors")) {}
 
@@ -120,11 +122,14 @@ class Parity {
     const auto world = World::make();
     require(world->size() == 1, ExitCode::usage, "parity runs on one rank, there are {}", world->size());
     const Mesh mesh{MeshSizes{}};
-    Engine engine(config, *world, mesh, Device::cpu, available_cores(), plan_rank(config, mesh, 0).sizes);
+    const Device device = run_device(config);
+    use_device(config, *world, device);
+    const auto owned = make_engine(config, *world, mesh, device, available_cores());
+    Engine& engine = *owned;
     engine.initialize(1);
     const SafetensorsModel weights(system_files(), join_path(directory_, "model.safetensors"));
     check_all_used(config.model, weights);
-    load_weights(engine.stage().model(), weights);
+    load_weights(engine, weights);
 
     Samples first = samples(0);
     compare_logits(engine, config, first);
@@ -135,31 +140,36 @@ class Parity {
 
  private:
   Config job(Index steps, Index batch, Index length) const {
+    std::string path = join_path(directory_, "config.json");
+    for (std::size_t at = 0; (at = path.find('\'', at)) != std::string::npos; at += 2) path.insert(at, "'");
     const std::string yaml = format(
-        "run: {{ dir: unused }}\nmodel: {{ from: '{}' }}\n"
+        "run: {{ dir: unused, device: {} }}\nmodel: {{ from: '{}' }}\n"
         "training: {{ steps: {}, sequence_length: {}, global_batch_size: {}, micro_batch_size: {} }}\n"
         "data: {{ train: [unused] }}\n"
         "optimizer: {{ lr: {}, betas: [0.9, 0.95], eps: 1.0e-8, weight_decay: 0.1, clip_grad_norm: 1.0 }}\n"
         "lr_schedule: {{ type: constant }}\n",
-        join_path(directory_, "config.json"), steps, length, batch, batch, kLr);
+        device_, path, steps, length, batch, batch, kLr);
     return resolve(parse_config(system_files(), "parity", yaml, {}), 1);
   }
 
   void compare_logits(Engine& engine, const Config& config, Samples& samples) {
     const Batch batch = samples.view();
-    double loss = 0;
-    const Tensor loss_tensor(&loss, DType::f64, Device::cpu, {1});
-    engine.stage().forward(engine.stream(), 0, batch, {.mode = Mode::eval, .loss = loss_tensor});
+    Stream& stream = engine.stream();
+    const Buffer loss_memory("loss", stream.device(), sizeof(double));
+    const Tensor loss_tensor(loss_memory.data(), DType::f64, stream.device(), {1});
+    engine.stage().forward(stream, 0, batch, {.mode = Mode::eval, .loss = loss_tensor});
     const Index columns = engine.stage().model().head->weight().shape[0], vocabulary = config.model.vocab_size;
-    const Buffer memory("logits", Device::cpu, static_cast<std::size_t>(batch.rows() * columns) * sizeof(float));
-    const Tensor logits(memory.data(), DType::f32, Device::cpu, {batch.rows(), columns});
-    engine.stage().logits(engine.stream(), engine.stage().output(), logits);
+    const Buffer memory("logits", stream.device(), static_cast<std::size_t>(batch.rows() * columns) * sizeof(float));
+    const Tensor logits(memory.data(), DType::f32, stream.device(), {batch.rows(), columns});
+    engine.stage().logits(stream, engine.stage().output(), logits);
+    stream.synchronize();
     engine.stage().release(0);
-    std::vector<float> ours;
-    for (Index r = 0; r < batch.rows(); ++r) {
-      const float* row = logits.as<float>() + r * columns;
-      ours.insert(ours.end(), row, row + vocabulary);
-    }
+    double loss = 0;
+    download_now(&loss, loss_tensor);
+    std::vector<float> all(static_cast<std::size_t>(logits.numel())), ours;
+    download_now(all.data(), logits);
+    for (Index r = 0; r < batch.rows(); ++r)
+      ours.insert(ours.end(), all.begin() + r * columns, all.begin() + r * columns + vocabulary);
     rows_.push_back(compare("logits", ours, golden_.read_f32("logits"), tolerance_));
     add("loss (eval)", {static_cast<float>(loss / samples.valid())}, "loss");
   }
@@ -169,7 +179,7 @@ class Parity {
     const StepResult result = engine.gradients({&batch, 1}, samples.valid(), false);
     add("loss (train)", {static_cast<float>(result.loss)}, "loss");
     for (const auto& [name, tensor] :
-         gather_tensors(engine.stage().model(), [](const Param& p) -> const Tensor& { return p.gradient; }))
+         gather_tensors(engine.stage().model(), [&](const Param& p) { return engine.gradient(p); }))
       add("grad." + name, tensor.values, "grad." + name);
   }
 
@@ -179,14 +189,14 @@ class Parity {
     for (Index step = 0; step < steps; ++step) {
       Samples samples = make_samples(step);
       const Batch batch = samples.view();
-      const StepResult result = engine.train_step({&batch, 1}, samples.valid(), kLr, step + 1, false);
+      const StepResult result = engine.train_step({&batch, 1}, samples.valid(), kLr, false);
       losses.push_back(static_cast<float>(result.loss));
       norms.push_back(static_cast<float>(result.grad_norm));
     }
     add("losses", losses, "losses");
     add("grad_norms", norms, "grad_norms");
     for (const auto& [name, tensor] :
-         gather_tensors(engine.stage().model(), [](const Param& p) -> const Tensor& { return p.master; })) {
+         gather_tensors(engine.stage().model(), [&](const Param& p) { return engine.read(p, Role::weight); })) {
       const std::vector<float> reference = golden_.read_f32("final." + name);
       if (!name.ends_with("attn.c_attn.bias")) {
         rows_.push_back(compare_final("final." + name, tensor.values, reference, tolerance_, steps, false));
@@ -227,6 +237,7 @@ class Parity {
   }
 
   double tolerance_;
+  std::string device_;
   std::string directory_;
   SafetensorsFile golden_;
   std::vector<Row> rows_;
@@ -237,9 +248,11 @@ class Parity {
 RunCommand add_parity(CLI::App& command) {
   auto directory = std::make_shared<std::string>();
   auto tolerance = std::make_shared<double>(1e-5);
+  auto device = std::make_shared<std::string>("cpu");
   command.add_option("dir", *directory, "Holds config.json, model.safetensors and golden.safetensors")->required();
   command.add_option("--tolerance", *tolerance, "Bound on max |a - b| / max |reference|")->capture_default_str();
-  return [=] { return Parity(*directory, *tolerance).run(); };
+  command.add_option("--device", *device, "Where to run")->check(CLI::IsMember({"cpu", "cuda"}))->capture_default_str();
+  return [=] { return Parity(*directory, *device, *tolerance).run(); };
 }
 
 }  // namespace dstrain

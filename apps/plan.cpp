@@ -7,7 +7,7 @@
 #include "lib/config/resolve.h"
 #include "lib/core/files.h"
 #include "lib/observe/progress.h"
-#include "lib/train/plan.h"
+#include "lib/train/machine.h"
 
 namespace dstrain {
 
@@ -28,8 +28,10 @@ void print(const Config& config, const Plan& plan) {
               config.parallel.schedule.c_str(), 100 * plan.bubble, 100 * plan.bubble_with_costs);
 
   std::printf("\n%-6s %-8s %-7s %-8s %12s", "stage", "tensor", "layers", "rank", "parameters");
-  for (const MemoryRow& row : plan.ranks.front().memory) std::printf(" %15s", row.purpose.c_str());
-  std::printf(" %12s\n", "total");
+  const bool gpu = plan.target == Device::cuda;
+  for (const MemoryRow& row : plan.ranks.front().memory)
+    std::printf(" %15s", (row.host ? row.purpose + " (host)" : row.purpose).c_str());
+  std::printf(" %12s\n", gpu ? "GPU total" : "total");
   for (const RankPlan& r : plan.ranks) {
     std::printf("%-6d %-8d %3lld-%-3lld %-8d %12s", r.at.pipeline, r.at.tensor, static_cast<long long>(r.layers.begin),
                 static_cast<long long>(r.layers.end - 1), r.rank,
@@ -37,7 +39,7 @@ void print(const Config& config, const Plan& plan) {
     std::size_t total = 0;
     for (const MemoryRow& row : r.memory) {
       std::printf(" %15s", bytes(row.bytes).c_str());
-      total += row.bytes;
+      total += row.host ? 0 : row.bytes;
     }
     std::printf(" %12s\n", bytes(total).c_str());
   }
@@ -60,7 +62,7 @@ RunCommand add_plan(CLI::App& command) {
   command.add_option("--ranks", o->ranks, "Ranks to plan for")->check(CLI::Range(1, 1 << 20))->capture_default_str();
   return [o] {
     const Config config = resolve(load_config(system_files(), o->job, o->overrides), o->ranks);
-    print(config, make_plan(config));
+    print(config, make_plan(config, planned_device(config)));
     return ExitCode::ok;
   };
 }

@@ -5,9 +5,15 @@
 namespace dstrain {
 
 void AdamW::validate() const {
-  check_rank(master, 1, "adamw: master");
-  const Index n = master.dim(0);
-  check_vector(master, DType::f32, n, "adamw: master");
+  check_rank(exp_avg, 1, "adamw: exp_avg");
+  const Index n = exp_avg.dim(0);
+  if (low.defined()) {
+    check(!master.defined(), "adamw: a master beside a split one");
+    check_vector(low, DType::u16, n, "adamw: low");
+    check_vector(compute, DType::bf16, n, "adamw: compute");
+  } else {
+    check_vector(master, DType::f32, n, "adamw: master");
+  }
   check_vector(exp_avg, DType::f32, n, "adamw: exp_avg");
   check_vector(exp_avg_sq, DType::f32, n, "adamw: exp_avg_sq");
   check_vector(gradient, DType::f32, n, "adamw: gradient");
@@ -19,7 +25,8 @@ void AdamW::validate() const {
 
 Cost AdamW::cost() const {
   return {0, 0,
-          bytes_of({&master, &master, &exp_avg, &exp_avg, &exp_avg_sq, &exp_avg_sq, &gradient, &compute, &scalars})};
+          bytes_of({&master, &master, &exp_avg, &exp_avg, &exp_avg_sq, &exp_avg_sq, &gradient, &compute, &scalars}) +
+              (low.defined() ? bytes_of({&low, &low, &compute}) : 0)};
 }
 
 }  // namespace dstrain

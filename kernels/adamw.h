@@ -15,12 +15,13 @@ struct AdamW {
   Tensor master, exp_avg, exp_avg_sq;  // (n) f32, updated
   Tensor gradient;                     // (n) f32
   Tensor compute = {};                 // (n) bf16, written from master in the same pass
+  Tensor low = {};                     // (n) u16; then master is undefined: it is (compute, low), see split_master.h
   Tensor scalars;                      // (4) f32: lr, clip coefficient, 1 - beta1^t, 1 - beta2^t
   float beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f, weight_decay = 0.0f;
 
   void validate() const;
   Cost cost() const;
-  std::array<Tensor, 4> outputs() const { return {master, exp_avg, exp_avg_sq, compute}; }
+  std::array<Tensor, 5> outputs() const { return {master, exp_avg, exp_avg_sq, compute, low}; }
 };
 void run(Cpu, Stream& stream, const AdamW& op);
 void run(Cuda, Stream& stream, const AdamW& op);

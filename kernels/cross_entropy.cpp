@@ -30,6 +30,7 @@ void CrossEntropyFinish::validate() const {
   check_vector(loss, DType::f64, 1, "cross_entropy: loss");
   check_vector(targets, DType::i32, rows, "cross_entropy: targets");
   check_vector(weights, DType::f32, rows, "cross_entropy: weights");
+  if (gradient) check_vector(scale, DType::f32, 1, "cross_entropy: scale");
   check(valid_columns >= -1 && valid_columns <= columns, "cross_entropy: {} valid columns of {}", valid_columns,
         columns);
 }

@@ -35,7 +35,7 @@ struct CrossEntropyFinish {
   Tensor weights;  // (rows) f32
   Index first_column = 0;
   Index valid_columns = -1;
-  float scale = 1;
+  Tensor scale = {};  // (1) f32; needed if gradient
   bool gradient = true;
 
   void validate() const;

@@ -16,12 +16,15 @@ std::size_t SquaredNorm::workspace(Device) const {
   return arena_bytes({static_cast<std::size_t>((x.dim(0) + kNormBlock - 1) / kNormBlock) * sizeof(double)});
 }
 
-void ClipCoefficient::validate() const {
-  check_vector(scalars, DType::f32, 4, "clip_coefficient: scalars");
-  check_vector(squared_norm, DType::f64, 1, "clip_coefficient: squared_norm");
-  check(max_norm >= 0, "clip_coefficient: max_norm {}", max_norm);
+void UpdateScalars::validate() const {
+  check_vector(scalars, DType::f32, 4, "update_scalars: scalars");
+  check_vector(state, DType::i64, 2, "update_scalars: state");
+  check_vector(squared_norm, DType::f64, 1, "update_scalars: squared_norm");
+  check_vector(loss, DType::f64, 1, "update_scalars: loss");
+  check(max_norm >= 0 && beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1,
+        "update_scalars: max_norm {}, beta1 {}, beta2 {}", max_norm, beta1, beta2);
 }
 
-Cost ClipCoefficient::cost() const { return {0, 0, bytes_of({&squared_norm}) + sizeof(float)}; }
+Cost UpdateScalars::cost() const { return {0, 0, bytes_of({&scalars, &state, &state, &squared_norm, &loss})}; }
 
 }  // namespace dstrain

@@ -20,19 +20,25 @@ struct SquaredNorm {
 void run(Cpu, Stream& stream, const SquaredNorm& op);
 void run(Cuda, Stream& stream, const SquaredNorm& op);
 
-// scalars[1] = min(1, max_norm / (sqrt(squared_norm) + 1e-6)), as torch's clip_grad_norm_; 1 when max_norm is 0; NaN
-// when squared_norm is not finite.
-struct ClipCoefficient {
-  static constexpr const char* name = "clip_coefficient";
-  Tensor scalars;       // (4) f32, as in AdamW
+// The numbers of an update, made where they are used. With finite = squared_norm and loss are finite and not halted:
+//   finite: state[0] += 1; scalars[1] = min(1, max_norm / (sqrt(squared_norm) + 1e-6)), as torch's clip_grad_norm_, 1
+//           when max_norm is 0; scalars[2], [3] = 1 - beta^state[0] in double;
+//   else:   scalars[1] = NaN, so that AdamW does nothing; if `halt`, state[1] = 1 and nothing is finite any more.
+struct UpdateScalars {
+  static constexpr const char* name = "update_scalars";
+  Tensor scalars;       // (4) f32, as in AdamW; the first is left
+  Tensor state;         // (2) i64: updates applied, whether halted
   Tensor squared_norm;  // (1) f64
+  Tensor loss;          // (1) f64
   float max_norm = 0;
+  double beta1 = 0.9, beta2 = 0.95;
+  bool halt = false;
 
   void validate() const;
   Cost cost() const;
-  std::array<Tensor, 1> outputs() const { return {scalars}; }
+  std::array<Tensor, 2> outputs() const { return {scalars, state}; }
 };
-void run(Cpu, Stream& stream, const ClipCoefficient& op);
-void run(Cuda, Stream& stream, const ClipCoefficient& op);
+void run(Cpu, Stream& stream, const UpdateScalars& op);
+void run(Cuda, Stream& stream, const UpdateScalars& op);
 
 }  // namespace dstrain

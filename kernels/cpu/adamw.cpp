@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cpu/loops.h"
+#include "kernels/split_master.h"
 
 namespace dstrain {
 
@@ -16,24 +17,34 @@ void run(Cpu, Stream& stream, const AdamW& op) {
   const float root = static_cast<float>(std::sqrt(static_cast<double>(scalars[3])));
   const float beta2 = op.beta2, rest1 = static_cast<float>(1.0 - static_cast<double>(op.beta1)),
               rest2 = static_cast<float>(1.0 - static_cast<double>(op.beta2)), eps = op.eps;
-  float* const master = op.master.as<float>();
+  float* const master = op.low.defined() ? nullptr : op.master.as<float>();
+  std::uint16_t* const low = op.low.defined() ? op.low.as<std::uint16_t>() : nullptr;
   float* const exp_avg = op.exp_avg.as<float>();
   float* const exp_avg_sq = op.exp_avg_sq.as<float>();
   const float* const gradient = op.gradient.as<float>();
   bfloat16* const compute = op.compute.defined() ? op.compute.as<bfloat16>() : nullptr;
-  cpu::parallel_ranges(stream, op.master.dim(0), cpu::kFlatTile / 8, [&](Index begin, Index end) {
+  constexpr Index kTile = cpu::kFlatTile / 8;
+  cpu::parallel_ranges(stream, op.exp_avg.dim(0), kTile, [&](Index begin, Index end) {
+    // A split master is joined for the while of a tile.
+    float joined[kTile];
+    float* const weights = low != nullptr ? joined - begin : master;
+    if (low != nullptr)
+      for (Index i = begin; i < end; ++i) weights[i] = join_master(compute[i], low[i]);
 #pragma omp simd
     for (Index i = begin; i < end; ++i) {
       const float g = gradient[i] * clip;
-      const float p = master[i] * decay;
+      const float p = weights[i] * decay;
       const float m = exp_avg[i] + rest1 * (g - exp_avg[i]);
       const float v = exp_avg_sq[i] * beta2 + rest2 * g * g;
       const float denominator = std::sqrt(v) / root + eps;
       exp_avg[i] = m;
       exp_avg_sq[i] = v;
-      master[i] = p + step * m / denominator;
+      weights[i] = p + step * m / denominator;
     }
-    if (compute != nullptr) cpu::convert(compute + begin, master + begin, end - begin);
+    if (low != nullptr)
+      for (Index i = begin; i < end; ++i) split_master(weights[i], compute[i], low[i]);
+    else if (compute != nullptr)
+      cpu::convert(compute + begin, master + begin, end - begin);
   });
 }
 

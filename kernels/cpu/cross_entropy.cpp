@@ -41,6 +41,7 @@ void run(Cpu, Stream& stream, const CrossEntropyFinish& op) {
   const std::int32_t* const targets = op.targets.as<std::int32_t>();
   const float* const weights = op.weights.as<float>();
   const float* const stats = op.stats.as<float>();
+  const float scale = op.gradient ? *op.scale.as<float>() : 0.0f;
   const ArenaScope scope(stream.workspace());
   const RowChunks chunks(rows);
   double* const losses = stream.workspace().allocate({chunks.count}, DType::f64).as<double>();
@@ -62,7 +63,7 @@ void run(Cpu, Stream& stream, const CrossEntropyFinish& op) {
       }
       const float log_sum = static_cast<float>(std::log(sum));
       if (op.gradient) {
-        const float factor = op.scale * weights[i], scaled = static_cast<float>(factor / sum);
+        const float factor = scale * weights[i], scaled = static_cast<float>(factor / sum);
         const Index target = targets[i] - op.first_column;
         const bool here = target >= 0 && target < valid;
         const float at_target = here ? cpu::to_float(logits[target]) : 0.0f;

@@ -40,15 +40,20 @@ void run(Cpu, Stream& stream, const SquaredNorm& op) {
   for (Index i = 0; i < blocks; ++i) result += sums[i];
 }
 
-void run(Cpu, Stream&, const ClipCoefficient& op) {
+void run(Cpu, Stream&, const UpdateScalars& op) {
   const double squared = *op.squared_norm.as<double>();
-  float coefficient = 1.0f;
-  if (!std::isfinite(squared)) {
-    coefficient = std::numeric_limits<float>::quiet_NaN();
-  } else if (op.max_norm > 0) {
-    coefficient = static_cast<float>(std::min(1.0, static_cast<double>(op.max_norm) / (std::sqrt(squared) + 1e-6)));
+  float* const scalars = op.scalars.as<float>();
+  std::int64_t* const state = op.state.as<std::int64_t>();
+  if (state[1] != 0 || !std::isfinite(squared) || !std::isfinite(*op.loss.as<double>())) {
+    if (op.halt) state[1] = 1;
+    scalars[1] = std::numeric_limits<float>::quiet_NaN();
+    return;
   }
-  op.scalars.as<float>()[1] = coefficient;
+  const auto updates = static_cast<double>(++state[0]);
+  const double most = op.max_norm;
+  scalars[1] = most > 0 ? static_cast<float>(std::min(1.0, most / (std::sqrt(squared) + 1e-6))) : 1.0f;
+  scalars[2] = static_cast<float>(1 - std::pow(op.beta1, updates));
+  scalars[3] = static_cast<float>(1 - std::pow(op.beta2, updates));
 }
 
 }  // namespace dstrain

@@ -43,6 +43,11 @@ Index Agreement::sum(Index value) {
   return value;
 }
 
+double Agreement::sum(double value) {
+  group_.all_reduce(stream_, Tensor(&value, DType::f64, Device::cpu, {1}));
+  return value;
+}
+
 std::string Agreement::broadcast(std::string text, int root) {
   Index length = static_cast<Index>(text.size());
   group_.broadcast(stream_, Tensor(&length, DType::i64, Device::cpu, {1}), root);

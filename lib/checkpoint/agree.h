@@ -21,6 +21,7 @@ class Agreement {
   // in front when there are more ranks than one. Error{lost} of the group itself passes through.
   void together(const std::function<void()>& work);
   Index sum(Index value);
+  double sum(double value);
   // Root's text, on all ranks.
   std::string broadcast(std::string text, int root = 0);
   // On rank 0: the texts of all ranks; elsewhere empty.

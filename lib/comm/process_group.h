@@ -35,6 +35,8 @@ class ProcessGroup {
   virtual const std::string& name() const = 0;
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // Whether calls on a CUDA stream are enqueued like kernels, so that they can be recorded and overlap.
+  virtual bool on_device() const { return false; }
   // Memory of its own that the calls so far have needed; on dry streams what they would have.
   virtual std::size_t scratch_bytes() const = 0;
 

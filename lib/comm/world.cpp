@@ -172,6 +172,8 @@ std::unique_ptr<ProcessGroup> World::group(Poster poster, GroupKind kind, std::s
   return std::make_unique<HostGroup>(name_of(kind), std::move(link), message_cut);
 }
 
+void World::use_gpus(const GpuOptions&) { gpu::use(local_rank() % gpu::count()); }
+
 void run_threads(int ranks, const std::function<void(World&)>& body) {
   check(ranks >= 1, "{} thread ranks", ranks);
   const auto hub = std::make_shared<ThreadHub>(ranks);

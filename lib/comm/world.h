@@ -22,9 +22,18 @@ enum class Poster : unsigned char {
 constexpr int kPosters = 5;
 const char* name_of(Poster poster);
 
+// How ranks with GPUs may talk.
+struct GpuOptions {
+  bool nvls = false;  // NCCL may use NVLink multicast
+};
+
 class World {
  public:
   virtual ~World() = default;
+
+  // Gives the calling thread, this rank's, its GPU: local rank modulo the host's devices. Collective over the world,
+  // once, before groups are made.
+  void use_gpus(const GpuOptions& options);
 
   // The world of this process: MPI when a launcher's variables are set (OMPI_COMM_WORLD_SIZE, PMIX_RANK or PMI_RANK),
   // else this process alone. Make it once a process and destroy it when no group is left; destroying it is collective,

@@ -87,8 +87,25 @@ struct LrScheduleConfig {
 };
 
 struct PrecisionConfig {
-  std::string compute = "float32";
-  std::string master = "float32";
+  std::string compute = "float32";  // float32, bfloat16
+  std::string master = "float32";   // float32, split
+  bool tf32 = false;
+};
+
+struct CudaConfig {
+  std::string graphs = "auto";     // auto, always, never
+  std::string attention = "auto";  // auto, cudnn, native
+  bool tune = true;
+  bool nvls = false;
+};
+
+struct DebugConfig {
+  bool blocking = false;
+  bool check_finite = false;
+};
+
+struct ProfileConfig {
+  std::vector<double> steps;  // [first, last]; empty: none
 };
 
 struct EvalConfig {
@@ -115,9 +132,12 @@ struct Config {
   OptimizerConfig optimizer;
   LrScheduleConfig lr_schedule;
   PrecisionConfig precision;
+  CudaConfig cuda;
   EvalConfig eval;
   GuardConfig guard;
   CheckpointConfig checkpoint;
+  DebugConfig debug;
+  ProfileConfig profile;
 };
 
 }  // namespace dstrain

@@ -26,6 +26,7 @@ struct Key {
   const char* only = "";        // why the range or the choices are so narrow
   const char* model_type = "";  // the only model.type for which the key has a meaning; "": all
   std::size_t count = 0;        // exact length of a list; 0: any
+  bool may_be_empty = false;    // or no element at all
 };
 
 // A key that the design names and that this version does not have, so that the message is better than "unknown".
@@ -34,7 +35,6 @@ struct AbsentKey {
   const char* feature;
 };
 inline constexpr AbsentKey kAbsentKeys[] = {
-    {"precision.tf32", "TF32"},
     {"optimizer.shard", "sharded optimizer state"},
     {"guard.on_spike", "a guard against loss spikes"},
     {"moe", "mixture of experts"},
@@ -49,7 +49,6 @@ void visit_fields(C& c, V& v) {
   constexpr double kBig = 2147483647.0;
   const char* const no_context = "context parallelism is not in this version";
   const char* const no_expert = "expert parallelism is not in this version";
-  const char* const no_precision = "other precisions are not in this version";
 
   v.section("run", "the run: its name, place and machine");
   v.field(Key{.name = "name", .help = "name of the run, shown in logs"}, c.run.name);
@@ -65,9 +64,7 @@ void visit_fields(C& c, V& v) {
               .max = 4096},
           c.run.threads);
   v.field(Key{.name = "deterministic",
-              .help = "same job, layout and processor: same bits",
-              .choices = {"true"},
-              .only = "every op of this version is deterministic"},
+              .help = "same job, layout and processor: same bits; false lets CUDA take faster kernels without that"},
           c.run.deterministic);
 
   v.section("model", "the model, in the words of Hugging Face's config.json");
@@ -200,15 +197,29 @@ void visit_fields(C& c, V& v) {
 
   v.section("precision", "number formats");
   v.field(Key{.name = "compute",
-              .help = "format of weights and activations in ops",
-              .choices = {"float32"},
-              .only = no_precision},
+              .help = "format of weights and activations in ops; gradients and moments are float32",
+              .choices = {"float32", "bfloat16"}},
           c.precision.compute);
-  v.field(Key{.name = "master",
-              .help = "format of the weights that the optimizer updates",
-              .choices = {"float32"},
-              .only = no_precision},
-          c.precision.master);
+  v.field(
+      Key{.name = "master",
+          .help = "format of the weights that the optimizer updates; split: the bfloat16 weight and its 16 low bits, "
+                  "exact float32 in two bytes a parameter less",
+          .choices = {"float32", "split"}},
+      c.precision.master);
+  v.field(Key{.name = "tf32", .help = "CUDA: float32 matmuls may round their inputs to TF32"}, c.precision.tf32);
+
+  v.section("cuda", "how ops run on NVIDIA GPUs");
+  v.field(Key{.name = "graphs",
+              .help = "record a micro-batch's forward and backward once and start them as CUDA graphs; auto: where "
+                      "every rank has a GPU of its own",
+              .choices = {"auto", "always", "never"}},
+          c.cuda.graphs);
+  v.field(Key{.name = "attention",
+              .help = "who computes attention; auto: cuDNN for bfloat16 where it can, else our own kernels",
+              .choices = {"auto", "cudnn", "native"}},
+          c.cuda.attention);
+  v.field(Key{.name = "tune", .help = "measure the matmul library's alternatives at start"}, c.cuda.tune);
+  v.field(Key{.name = "nvls", .help = "let NCCL use NVLink multicast"}, c.cuda.nvls);
 
   v.section("eval", "evaluation on held-out data");
   v.field(Key{.name = "every", .help = "steps between evaluations; 0: never", .min = 0, .max = 1e12}, c.eval.every);
@@ -226,6 +237,22 @@ void visit_fields(C& c, V& v) {
           c.checkpoint.every);
   v.field(Key{.name = "async", .help = "write on another thread while training goes on"}, c.checkpoint.async);
   v.field(Key{.name = "keep", .help = "newest checkpoints kept", .min = 1, .max = 1000000}, c.checkpoint.keep);
+
+  v.section("debug", "slow modes that find where a run goes wrong");
+  v.field(Key{.name = "blocking",
+              .help = "CUDA: wait for every op and name the one that failed, with its shapes, layer and micro-batch"},
+          c.debug.blocking);
+  v.field(Key{.name = "check_finite", .help = "stop at the first op whose output is not finite, and name it"},
+          c.debug.check_finite);
+
+  v.section("profile", "a trace of some steps");
+  v.field(Key{.name = "steps",
+              .help = "[first, last] step, written to trace.json in the run directory, for a Chrome trace viewer",
+              .min = 1,
+              .max = 1e12,
+              .count = 2,
+              .may_be_empty = true},
+          c.profile.steps);
 }
 
 }  // namespace dstrain

@@ -176,6 +176,20 @@ void resolve_training(const Config& c, Rules& rules) {
     rules.broken("eval.every", "there is nothing to evaluate on; data.eval names no file");
 }
 
+void resolve_precision(const Config& c, Rules& rules) {
+  const PrecisionConfig& p = c.precision;
+  if (p.master == "split" && p.compute != "bfloat16")
+    rules.broken("precision.master", format("split keeps the low bits of a bfloat16 weight, not with {}",
+                                            rules.with_place("precision.compute", p.compute)));
+  if (p.tf32 && p.compute != "float32")
+    rules.broken("precision.tf32",
+                 format("true has no meaning with {}", rules.with_place("precision.compute", p.compute)));
+  const std::vector<double>& steps = c.profile.steps;
+  if (steps.size() == 2 && steps[0] > steps[1])
+    rules.broken("profile.steps",
+                 format("the first step, {}, comes after the last, {}", real_text(steps[0]), real_text(steps[1])));
+}
+
 // Keys that mean nothing for the chosen model are refused, not ignored.
 struct Meaningless {
   const Loaded& loaded;
@@ -205,6 +219,7 @@ Config resolve(const Loaded& loaded, int ranks) {
   resolve_mesh(c, ranks, rules);
   resolve_model(c.model, c.parallel, loaded, rules);
   resolve_training(c, rules);
+  resolve_precision(c, rules);
   rules.throw_if_any();
   c.model.from.clear();
   return c;

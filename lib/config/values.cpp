@@ -284,7 +284,8 @@ void read_value(const Key& key, const YamlNode& node, const std::string& path, s
 void read_value(const Key& key, const YamlNode& node, const std::string& path, std::vector<double>& value,
                 std::vector<Problem>& problems) {
   if (!present(node, path, problems)) return;
-  if (node.kind != YamlNode::Kind::list || (key.count && node.children.size() != key.count))
+  if (node.kind != YamlNode::Kind::list ||
+      (key.count && node.children.size() != key.count && !(key.may_be_empty && node.children.empty())))
     return complain(node, path,
                     format("expected a list of {} numbers, found {}", key.count,
                            node.kind == YamlNode::Kind::list ? format("{}", node.children.size()) : found(node)),

@@ -182,7 +182,10 @@ struct Schema {
     return j;
   }
   static Json schema_of(const Key& key, const std::vector<double>&) {
-    return {{"type", "array"}, {"items", bounded("number", key)}, {"minItems", key.count}, {"maxItems", key.count}};
+    return {{"type", "array"},
+            {"items", bounded("number", key)},
+            {"minItems", key.may_be_empty ? 0 : key.count},
+            {"maxItems", key.count}};
   }
   static Json schema_of(const Key&, const std::vector<DataSource>&) {
     const Json path{{"type", "string"}, {"minLength", 1}};

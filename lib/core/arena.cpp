@@ -84,6 +84,12 @@ Tensor Arena::allocate(const Shape& shape, DType dtype) {
   return t;
 }
 
+void Arena::restore(std::size_t mark) {
+  check(mark >= used_ && mark <= high_water_, "arena '{}': restore to {}, {} in use, high water {}", purpose_, mark,
+        used_, high_water_);
+  used_ = mark;
+}
+
 void Arena::release(std::size_t mark) {
   check(mark <= used_, "arena '{}': release to {} of {}", purpose_, mark, used_);
   used_ = mark;

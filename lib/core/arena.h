@@ -50,6 +50,8 @@ class Arena {
   std::size_t mark() const { return used_; }
   // Frees everything allocated since `mark`.
   void release(std::size_t mark);
+  // Takes again what allocations up to `mark` once took, for work that is replayed instead of run.
+  void restore(std::size_t mark);
 
   std::size_t used() const { return used_; }
   std::size_t high_water() const { return high_water_; }

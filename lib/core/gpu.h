@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace dstrain::gpu {
 
@@ -24,6 +25,8 @@ struct Info {
   std::string uuid;             // names the card on its host: ranks with equal ones share it
 };
 Info info(int device);
+// CUDA's libraries that this process runs with: "cuBLASLt 13.0.0", "cuDNN 9.14.0", "NCCL 2.28.3".
+std::vector<std::string> library_versions();
 // Makes `device` the calling thread's. Each thread that touches the GPU calls it once.
 void use(int device);
 // The calling thread's.
@@ -40,6 +43,9 @@ void release(void* memory) noexcept;
 // Zeroed page-locked host memory, which copies read and write while other work runs.
 void* allocate_pinned(std::size_t bytes);
 void release_pinned(void* memory) noexcept;
+
+// Between any two memories, done on return; everything enqueued before on any queue is done first.
+void copy_now(void* to, const void* from, std::size_t bytes);
 
 class Event;
 
@@ -110,5 +116,12 @@ class Graph {
 // Ranges for Nsight Systems (NVTX); free when no tool is attached.
 void push_range(const char* name);
 void pop_range();
+class Range {
+ public:
+  explicit Range(const char* name) { push_range(name); }
+  ~Range() { pop_range(); }
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
+};
 
 }  // namespace dstrain::gpu

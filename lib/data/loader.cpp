@@ -50,29 +50,34 @@ BatchReader::BatchReader(TokenSources& sources, const Sampler& sampler, const Ba
         "batch {} over {} ranks in micro-batches of {}", plan.global_batch, plan.data_ranks, plan.micro_batch);
 }
 
-void BatchReader::read(Index cursor, StepData& step, Buffer& memory) {
+void BatchReader::prepare(StepData& step, Buffer& memory) const {
+  if (!step.batches.empty()) return;
   const Index t = sampler_.sequence_length(), b = plan_.micro_batch, rows = b * t;
-  if (step.batches.empty()) {
-    memory = Buffer("batches", Device::cpu, step_bytes(plan_, t));
-    std::byte* at = memory.data();
-    const auto take = [&](DType type, Index n) {
-      Tensor tensor(at, type, Device::cpu, {n});
-      at += padded(n * static_cast<Index>(size_of(type)));
-      return tensor;
-    };
-    for (Index m = 0; m < plan_.micro_batches(); ++m) {
-      Batch batch;
-      batch.batch = b;
-      batch.length = t;
-      batch.tokens = take(DType::i32, rows);
-      batch.targets = take(DType::i32, rows);
-      batch.positions = take(DType::i32, rows);
-      batch.sample_ids = take(DType::i64, b);
-      batch.row_sample_ids = take(DType::i64, rows);
-      batch.loss_weights = take(DType::f32, rows);
-      step.batches.push_back(batch);
-    }
+  memory = plan_.pinned ? Buffer::pinned("batches", step_bytes(plan_, t))
+                        : Buffer("batches", Device::cpu, step_bytes(plan_, t));
+  std::byte* at = memory.data();
+  const auto take = [&](DType type, Index n) {
+    Tensor tensor(at, type, Device::cpu, {n});
+    at += padded(n * static_cast<Index>(size_of(type)));
+    return tensor;
+  };
+  for (Index m = 0; m < plan_.micro_batches(); ++m) {
+    Batch batch;
+    batch.batch = b;
+    batch.length = t;
+    batch.tokens = take(DType::i32, rows);
+    batch.targets = take(DType::i32, rows);
+    batch.positions = take(DType::i32, rows);
+    batch.sample_ids = take(DType::i64, b);
+    batch.row_sample_ids = take(DType::i64, rows);
+    batch.loss_weights = take(DType::f32, rows);
+    step.batches.push_back(batch);
   }
+}
+
+void BatchReader::read(Index cursor, StepData& step, Buffer& memory) {
+  const Index b = plan_.micro_batch;
+  prepare(step, memory);
   step.cursor = cursor;
   valid_ = 0;
   Index sample = cursor + plan_.data_rank * (plan_.global_batch / plan_.data_ranks);
@@ -114,6 +119,8 @@ Loader::Loader(TokenSources& sources, const Sampler& sampler, const BatchPlan& p
     : reader_(sources, sampler, plan), plan_(plan), group_(group), clock_(clock) {
   check((group ? group->size() : 1) == plan.data_ranks, "a loader group of {} for {} data ranks",
         group ? group->size() : 1, plan.data_ranks);
+  // Here, not in the thread: page-locked memory belongs to the GPU of the thread that asks for it.
+  for (Slot& slot : slots_) reader_.prepare(slot.step, slot.memory);
   thread_ = std::thread([this] { work(); });
 }
 

@@ -26,7 +26,8 @@ struct BatchPlan {
   Index micro_batch = 0;   // samples a micro-batch
   int data_ranks = 1;
   int data_rank = 0;
-  Index end = -1;  // samples at and past it are all padding (an evaluation's last step); -1: none
+  Index end = -1;       // samples at and past it are all padding (an evaluation's last step); -1: none
+  bool pinned = false;  // page-locked memory: what a GPU copies from
 
   Index micro_batches() const { return global_batch / data_ranks / micro_batch; }
 };
@@ -58,7 +59,9 @@ class BatchReader {
   // `sources` and `sampler` are borrowed.
   BatchReader(TokenSources& sources, const Sampler& sampler, const BatchPlan& plan);
 
-  // Fills `step` (its buffers are made on first use, then reused). valid_tokens is this rank's own count.
+  // Makes the memory of `step` unless it has some.
+  void prepare(StepData& step, Buffer& memory) const;
+  // Fills `step`, prepared first if need be. valid_tokens is this rank's own count.
   void read(Index cursor, StepData& step, Buffer& memory);
 
  private:

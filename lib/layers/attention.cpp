@@ -7,6 +7,7 @@
 #include "kernels/dropout.h"
 #include "kernels/elementwise.h"
 #include "kernels/rope.h"
+#include "lib/core/transfer.h"
 #include "lib/layers/residual_dropout.h"
 
 namespace dstrain {
@@ -41,14 +42,19 @@ Attention::Heads Attention::split(const Tensor& qkv) const {
           qkv.slice(1, q + kv, q + 2 * kv).split_last(spec_.kv_heads)};
 }
 
-void Attention::rotate(Context& context, const Batch& batch, const Heads& heads, bool backward) {
-  if (spec_.inverse_frequencies.empty()) return;
-  const Tensor frequencies(spec_.inverse_frequencies.data(), DType::f32, batch.positions.device,
-                           {static_cast<Index>(spec_.inverse_frequencies.size())});
-  for (const Tensor& x : {heads.q, heads.k})
-    launch(
-        context.stream,
-        Rope{.y = x, .x = x, .positions = batch.positions, .inverse_frequencies = frequencies, .backward = backward});
+void Attention::prepare(Arena& constants) {
+  const std::vector<float>& f = spec_.inverse_frequencies;
+  if (f.empty()) return;
+  frequencies_ = constants.allocate({static_cast<Index>(f.size())});
+  upload_now(frequencies_, f.data());
+}
+
+void Attention::rotate(Context& context, const Batch& batch, const Tensor& qkv, bool backward) const {
+  if (!frequencies_.defined()) return;
+  const Index heads = spec_.heads + spec_.kv_heads;  // keys follow queries
+  const Tensor x = qkv.slice(1, 0, heads * spec_.head_dim).split_last(heads);
+  launch(context.stream,
+         Rope{.y = x, .x = x, .positions = batch.positions, .inverse_frequencies = frequencies_, .backward = backward});
 }
 
 Hidden Attention::forward(Context& context, const Batch& batch, const Hidden& x, std::unique_ptr<Saved>& saved) {
@@ -63,7 +69,7 @@ Hidden Attention::forward(Context& context, const Batch& batch, const Hidden& x,
   kept->qkv = memory.allocate({rows, width}, x.residual.dtype);
   qkv_.forward(context, kept->y, kept->qkv);
   const Heads heads = split(kept->qkv);
-  rotate(context, batch, heads, false);
+  rotate(context, batch, kept->qkv, false);
 
   kept->o = memory.allocate({rows, spec_.heads * spec_.head_dim}, x.residual.dtype);
   kept->lse = memory.allocate({batch.batch, spec_.heads, batch.length});
@@ -119,7 +125,7 @@ Tensor Attention::backward(Context& context, const Batch& batch, const Tensor& d
                                            .mask = AttentionMask::causal,
                                            .query_offset = 0,
                                            .dropout = attention_dropout(context, batch, spec_)});
-  rotate(context, batch, gradients, true);
+  rotate(context, batch, dqkv, true);
   const Tensor dnorm = context.scratch.allocate(kept.y.shape, kept.y.dtype);
   qkv_.backward(context, kept.y, dqkv, dnorm);
   norm_.backward(context, kept.norm, dnorm, dy, dy);

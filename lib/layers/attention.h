@@ -29,6 +29,7 @@ class Attention final : public Layer {
   Hidden forward(Context& context, const Batch& batch, const Hidden& x, std::unique_ptr<Saved>& saved) override;
   Tensor backward(Context& context, const Batch& batch, const Tensor& dy, Saved& saved) override;
   void visit(const ParamVisitor& visitor) override;
+  void prepare(Arena& constants) override;
 
  private:
   struct Kept;
@@ -36,12 +37,14 @@ class Attention final : public Layer {
     Tensor q, k, v;  // (rows, heads, head_dim), views of a merged matrix
   };
   Heads split(const Tensor& qkv) const;
-  void rotate(Context& context, const Batch& batch, const Heads& heads, bool backward);
+  // Rotates queries and keys of a merged matrix in place.
+  void rotate(Context& context, const Batch& batch, const Tensor& qkv, bool backward) const;
 
   AttentionSpec spec_;
   Norm norm_;
   Linear qkv_;
   Linear out_;
+  Tensor frequencies_;  // (head_dim / 2) f32 on the stage's device
 };
 
 }  // namespace dstrain

@@ -36,7 +36,7 @@ struct Context {
   Mode mode = Mode::train;
   Write write = Write::overwrite;  // gradients: the first micro-batch of a step overwrites
   std::uint64_t seed = 0;          // of dropout
-  float loss_scale = 1;            // 1 / valid tokens of the whole step
+  Tensor loss_scale;               // (1) f32: 1 / valid tokens of the whole step; Mode::train
   Tensor loss;                     // (1) f64, loss heads add to it
   KvCache* cache = nullptr;
 };
@@ -60,6 +60,8 @@ class Layer {
   // `dy` is the gradient of residual + branch of the output; returns that of the input, in place where possible.
   // Writes or adds every parameter gradient, as context.write says.
   virtual Tensor backward(Context& context, const Batch& batch, const Tensor& dy, Saved& saved) = 0;
+  // Once, before the first pass: puts what the layer needs beside its parameters into the stage's memory.
+  virtual void prepare(Arena&) {}
   // The one walk over the layer's parameters: in the same order on every call.
   virtual void visit(const ParamVisitor& visitor) = 0;
 };

@@ -40,10 +40,11 @@ struct Param {
   Init init = Init::normal;
   float init_std = 0.02f;
   bool decay = true;  // weight decay: matrices only
-  // Views into the arenas, set by ParamArena. `compute` is what layers read; only the optimizer's materialize writes
-  // it.
-  Tensor master;               // f32
-  Tensor compute;              // f32: the master itself
+  // Views into the arenas, set by ParamArena. `compute` is what layers read; only the optimizer and ParamArena::write
+  // write it.
+  Tensor master;               // f32; undefined when split
+  Tensor compute;              // bf16, or f32: then it is the master itself
+  Tensor low;                  // u16, the master's low bits when split
   Tensor gradient;             // f32
   Tensor exp_avg, exp_avg_sq;  // f32
 

@@ -74,8 +74,7 @@ KvShard kv_shard(Index kv_heads, TensorShard shard) {
   return {.first = shard.rank / replicas, .heads = 1, .replicas = replicas, .owned = shard.rank % replicas == 0};
 }
 
-void initialize(const Param& param, std::uint64_t seed) {
-  float* const memory = param.master.as<float>();
+void initialize(const Param& param, std::uint64_t seed, float* memory) {
   std::fill(memory, memory + param.numel(), 0.0f);
   const Index width = param.row_width();
   for (const Piece& piece : param.pieces) {

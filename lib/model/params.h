@@ -48,9 +48,9 @@ struct KvShard {
 };
 KvShard kv_shard(Index kv_heads, TensorShard shard);
 
-// Sets master (float32) to its initial values: normal by (seed, tensor name, element index in the file), so that they
-// do not depend on any layout. Padding becomes 0.
-void initialize(const Param& param, std::uint64_t seed);
+// Initial values of the master into `memory` (param.numel(), laid out as the Param): normal by (seed, tensor name,
+// element index in the file), so that they do not depend on any layout. Padding becomes 0.
+void initialize(const Param& param, std::uint64_t seed, float* memory);
 
 // Copies between a Param's storage of float32 (`memory`, laid out as the Param) and a piece in the file's orientation.
 void scatter_piece(const Param& param, const Piece& piece, const float* file, float* memory);

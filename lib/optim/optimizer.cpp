@@ -1,15 +1,24 @@
 #include "lib/optim/optimizer.h"
 
-#include <cmath>
-
 #include "kernels/adamw.h"
 #include "kernels/elementwise.h"
 #include "kernels/gradient_norm.h"
+#include "lib/core/transfer.h"
 
 namespace dstrain {
 
-Optimizer::Optimizer(const OptimizerConfig& config, const ParamArena& params, Arena& memory)
-    : config_(config), params_(params), scalars_(memory.allocate({4})) {}
+Optimizer::Optimizer(const OptimizerConfig& config, const ParamArena& params, Arena& memory, bool halt)
+    : config_(config),
+      params_(params),
+      halt_(halt),
+      scalars_(memory.allocate({4})),
+      lr_(scalars_.slice(0, 0, 1)),
+      state_(memory.allocate({2}, DType::i64)) {}
+
+void Optimizer::set_updates(std::int64_t applied) const {
+  const std::int64_t state[2] = {applied, 0};
+  upload_now(state_, state);
+}
 
 void Optimizer::squared_norm(Stream& stream, const Tensor& squared_norm) const {
   launch(stream, Fill{.y = squared_norm});
@@ -17,28 +26,30 @@ void Optimizer::squared_norm(Stream& stream, const Tensor& squared_norm) const {
     launch(stream, SquaredNorm{.result = squared_norm, .x = params_.gradient().slice(0, r.begin, r.end)});
 }
 
-void Optimizer::step(Stream& stream, const Tensor& squared_norm, double lr, std::int64_t update) const {
-  const double beta1 = config_.betas[0], beta2 = config_.betas[1];
-  if (stream.device() != Device::dry) {
-    float* s = scalars_.as<float>();
-    s[0] = static_cast<float>(lr);
-    s[2] = static_cast<float>(1 - std::pow(beta1, static_cast<double>(update)));
-    s[3] = static_cast<float>(1 - std::pow(beta2, static_cast<double>(update)));
-  }
-  launch(stream, ClipCoefficient{.scalars = scalars_,
-                                 .squared_norm = squared_norm,
-                                 .max_norm = static_cast<float>(config_.clip_grad_norm)});
+void Optimizer::step(Stream& stream, const Tensor& squared_norm, const Tensor& loss) const {
+  stream.set_place({.phase = "optimizer"});
+  launch(stream, UpdateScalars{.scalars = scalars_,
+                               .state = state_,
+                               .squared_norm = squared_norm,
+                               .loss = loss,
+                               .max_norm = static_cast<float>(config_.clip_grad_norm),
+                               .beta1 = config_.betas[0],
+                               .beta2 = config_.betas[1],
+                               .halt = halt_});
+  const bool bf16 = params_.compute().dtype == DType::bf16;
   for (const bool decay : {true, false}) {
     const FlatRange r = params_.segment(decay);
     if (r.size() == 0) continue;
-    const auto part = [&](const Tensor& flat) { return flat.slice(0, r.begin, r.end); };
+    const auto part = [&](const Tensor& flat) { return flat.defined() ? flat.slice(0, r.begin, r.end) : Tensor{}; };
     launch(stream, AdamW{.master = part(params_.master()),
                          .exp_avg = part(params_.exp_avg()),
                          .exp_avg_sq = part(params_.exp_avg_sq()),
                          .gradient = part(params_.gradient()),
+                         .compute = bf16 ? part(params_.compute()) : Tensor{},
+                         .low = part(params_.low()),
                          .scalars = scalars_,
-                         .beta1 = static_cast<float>(beta1),
-                         .beta2 = static_cast<float>(beta2),
+                         .beta1 = static_cast<float>(config_.betas[0]),
+                         .beta2 = static_cast<float>(config_.betas[1]),
                          .eps = static_cast<float>(config_.eps),
                          .weight_decay = decay ? static_cast<float>(config_.weight_decay) : 0.0f});
   }

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 
+#include "kernels/elementwise.h"
+#include "kernels/split_master.h"
+#include "lib/core/transfer.h"
+
 namespace dstrain {
 
 namespace {
@@ -9,7 +13,7 @@ constexpr Index kAlign = 64;  // elements
 Index aligned(Index n) { return (n + kAlign - 1) / kAlign * kAlign; }
 }  // namespace
 
-ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_bytes) {
+ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_bytes, const WeightFormat& format) {
   std::vector<Param*> params;
   model.visit([&](Param& p) { params.push_back(&p); });
   std::reverse(params.begin(), params.end());
@@ -17,10 +21,20 @@ ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_byte
   place(params, bucket_bytes / static_cast<Index>(sizeof(float)));
 
   const std::size_t bytes = static_cast<std::size_t>(numel_) * sizeof(float);
-  weights_ = Buffer("weights", device, bytes);
+  const auto n = static_cast<std::size_t>(numel_);
+  weights_ = Buffer("weights", device, n * size_of(format.compute));
+  compute_ = Tensor(weights_.data(), format.compute, device, {numel_});
+  if (format.compute == DType::f32) {
+    master_ = compute_;
+  } else if (format.split) {
+    masters_ = Buffer("master weights, low bits", device, n * size_of(DType::u16));
+    low_ = Tensor(masters_.data(), DType::u16, device, {numel_});
+  } else {
+    masters_ = Buffer("master weights", device, bytes);
+    master_ = Tensor(masters_.data(), DType::f32, device, {numel_});
+  }
   gradients_ = Buffer("gradients", device, bytes);
   optimizer_ = Buffer("optimizer", device, 2 * bytes);
-  master_ = Tensor(weights_.data(), DType::f32, device, {numel_});
   gradient_ = Tensor(gradients_.data(), DType::f32, device, {numel_});
   exp_avg_ = Tensor(optimizer_.data(), DType::f32, device, {numel_});
   exp_avg_sq_ = Tensor(optimizer_.data() + bytes, DType::f32, device, {numel_});
@@ -28,11 +42,26 @@ ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_byte
   for (Param* p : params) {
     if (!p->decay && at < plain_.begin) at = plain_.begin;
     const auto part = [&](const Tensor& flat) { return flat.slice(0, at, at + p->numel()).view(p->shape); };
-    p->master = p->compute = part(master_);
+    p->compute = part(compute_);
+    if (master_.defined()) p->master = part(master_);
+    if (low_.defined()) p->low = part(low_);
     p->gradient = part(gradient_);
     p->exp_avg = part(exp_avg_);
     p->exp_avg_sq = part(exp_avg_sq_);
     at = aligned(at + p->numel());
+  }
+  find_ready(model);
+}
+
+void ParamArena::find_ready(const StageModel& model) {
+  for (Bucket& b : buckets_) {
+    const auto meets = [&](const FlatRange& r) { return r.begin < b.range.end && b.range.begin < r.end; };
+    b.ready_layer = model.layers.size() - 1;
+    for (std::size_t i = model.layers.size(); i-- > 0;)
+      model.layers[i]->visit([&](Param& p) {
+        if (meets(range_of(p))) b.ready_layer = i;
+      });
+    for (const Entry& e : entries_) b.pre_reduced |= e.piece->reduce != PreReduce::none && meets(e.range);
   }
 }
 
@@ -40,7 +69,7 @@ void ParamArena::place(const std::vector<Param*>& params, Index bucket_elements)
   bool run_open = false;
   Index bucket_begin = 0;
   const auto close_bucket = [&](Index end) {
-    if (end > bucket_begin) buckets_.push_back({bucket_begin, end});
+    if (end > bucket_begin) buckets_.push_back({.range = {bucket_begin, end}});
     bucket_begin = end;
   };
   for (const Param* p : params) {
@@ -71,14 +100,41 @@ void ParamArena::place(const std::vector<Param*>& params, Index bucket_elements)
   close_bucket(numel_);
 }
 
-void ParamArena::reduce(Stream& stream, const Groups& groups) const {
+Tensor ParamArena::flat(Role role) const {
+  return role == Role::weight ? master_ : role == Role::exp_avg ? exp_avg_ : exp_avg_sq_;
+}
+
+void ParamArena::write(Stream& stream, Role role, const FlatRange& range, const float* from) const {
+  const auto part = [&](const Tensor& t) { return t.slice(0, range.begin, range.end); };
+  const bool split = role == Role::weight && low_.defined();
+  const Tensor to = part(split ? gradient_ : flat(role));
+  upload(stream, to, from);
+  if (split)
+    launch(stream, SplitMaster{.hi = part(compute_), .low = part(low_), .master = to});
+  else if (role == Role::weight && compute_.dtype != DType::f32)
+    launch(stream, Cast{.y = part(compute_), .x = to});
+  stream.synchronize();
+}
+
+void ParamArena::read(Stream& stream, Role role, const FlatRange& range, float* to) const {
+  const auto part = [&](const Tensor& t) { return t.slice(0, range.begin, range.end); };
+  const bool split = role == Role::weight && low_.defined();
+  const Tensor from = part(split ? gradient_ : flat(role));
+  if (split) launch(stream, JoinMaster{.master = from, .hi = part(compute_), .low = part(low_)});
+  download(stream, to, from);
+  stream.synchronize();
+}
+
+void ParamArena::reduce(Stream& stream, const Groups& groups, bool overlapped) const {
   for (const Entry& e : entries_) {
     if (e.piece->reduce == PreReduce::none || e.range.size() == 0) continue;
     ProcessGroup& group = e.piece->reduce == PreReduce::kv_replica ? *groups.kv_replica : *groups.embedding;
     if (group.size() > 1) group.all_reduce(stream, gradient_.slice(0, e.range.begin, e.range.end));
   }
   if (groups.replica->size() == 1) return;
-  for (const FlatRange& b : buckets_) groups.replica->all_reduce(stream, gradient_.slice(0, b.begin, b.end));
+  for (const Bucket& b : buckets_)
+    if (!overlapped || b.pre_reduced)
+      groups.replica->all_reduce(stream, gradient_.slice(0, b.range.begin, b.range.end));
 }
 
 }  // namespace dstrain

@@ -1,5 +1,5 @@
 #pragma once
-// The parameters of a stage in flat memory: master weights, gradients and optimizer state, all laid out alike. Order:
+// The parameters of a stage in flat memory: weights, gradients and optimizer state, all laid out alike. Order:
 // decayed parameters, then the others; within each as backward finishes (last layer first), so that buckets complete
 // early. Each parameter starts at a multiple of 64 elements; gaps and padding hold zeros for ever.
 
@@ -22,15 +22,26 @@ struct FlatRange {
   friend bool operator==(const FlatRange&, const FlatRange&) = default;
 };
 
+// How weights are kept. Gradients and moments are float32 always.
+struct WeightFormat {
+  DType compute = DType::f32;  // f32: the master itself; bf16: a copy of it, rounded
+  bool split = false;          // bf16 only: the master is compute and its 16 low bits (kernels/split_master.h)
+};
+
+// The state that a checkpoint holds of every parameter, as float32.
+enum class Role : unsigned char { weight, exp_avg, exp_avg_sq };
+
 class ParamArena {
  public:
   // Lays out the model's parameters and points them into its memory. `bucket_bytes` bounds a bucket's gradient bytes
   // (a single larger parameter is not cut). The model must outlive the arena.
-  ParamArena(const StageModel& model, Device device, Index bucket_bytes);
+  ParamArena(const StageModel& model, Device device, Index bucket_bytes, const WeightFormat& format = {});
 
-  Index numel() const { return numel_; }       // with gaps
-  Index parameters() const { return count_; }  // elements of owned pieces: their sum over a model copy is its size
-  const Tensor& master() const { return master_; }
+  Index numel() const { return numel_; }            // with gaps
+  Index parameters() const { return count_; }       // elements of owned pieces: their sum over a model copy is its size
+  const Tensor& master() const { return master_; }  // undefined when split
+  const Tensor& compute() const { return compute_; }  // the master itself unless bf16
+  const Tensor& low() const { return low_; }          // (n) u16 when split
   const Tensor& gradient() const { return gradient_; }
   const Tensor& exp_avg() const { return exp_avg_; }
   const Tensor& exp_avg_sq() const { return exp_avg_sq_; }
@@ -38,7 +49,12 @@ class ParamArena {
   // Segments with one optimizer rule each: [decayed, not decayed].
   const FlatRange& segment(bool decay) const { return decay ? decayed_ : plain_; }
   // Buckets cover everything, in the order in which backward fills them.
-  std::span<const FlatRange> buckets() const { return buckets_; }
+  struct Bucket {
+    FlatRange range;
+    std::size_t ready_layer = 0;  // complete when the backward of this index in StageModel::layers is
+    bool pre_reduced = false;     // a piece in it is summed over another group first, after the whole backward
+  };
+  std::span<const Bucket> buckets() const { return buckets_; }
   // Maximal ranges whose elements this rank owns: what it counts in norms.
   std::span<const FlatRange> owned() const { return owned_; }
 
@@ -49,24 +65,41 @@ class ParamArena {
     FlatRange range;
   };
   std::span<const Entry> entries() const { return entries_; }
+  // Where a parameter's elements lie, padded rows included.
+  FlatRange range_of(const Param& param) const {
+    const Index begin = (param.gradient.data - gradient_.data) / static_cast<Index>(sizeof(float));
+    return {begin, begin + param.numel()};
+  }
 
-  // Sums the gradients: pieces that name a group over it, then every bucket over the data replicas.
-  void reduce(Stream& stream, const Groups& groups) const;
+  // Sums the gradients: pieces that name a group over it, then every bucket over the data replicas. `overlapped`:
+  // buckets that are not pre-reduced have been summed already, beside backward.
+  void reduce(Stream& stream, const Groups& groups, bool overlapped = false) const;
+
+  // Sets elements of the state from host memory, the weights' bf16 copies too; returns when it is done. A split master
+  // passes through the gradients' memory.
+  void write(Stream& stream, Role role, const FlatRange& range, const float* from) const;
+  // Gets them; between steps only.
+  void read(Stream& stream, Role role, const FlatRange& range, float* to) const;
 
   // Bytes by purpose.
   std::size_t weight_bytes() const { return weights_.bytes(); }
+  std::size_t master_bytes() const { return masters_.bytes(); }  // what is kept beside bf16 weights
   std::size_t gradient_bytes() const { return gradients_.bytes(); }
   std::size_t optimizer_bytes() const { return optimizer_.bytes(); }
 
  private:
   void place(const std::vector<Param*>& params, Index bucket_elements);
+  void find_ready(const StageModel& model);
 
   Index numel_ = 0, count_ = 0;
   FlatRange decayed_, plain_;
-  std::vector<FlatRange> buckets_, owned_;
+  std::vector<Bucket> buckets_;
+  std::vector<FlatRange> owned_;
   std::vector<Entry> entries_;
-  Buffer weights_, gradients_, optimizer_;
-  Tensor master_, gradient_, exp_avg_, exp_avg_sq_;
+  Tensor flat(Role role) const;  // f32; the weights' is undefined when split
+
+  Buffer weights_, masters_, gradients_, optimizer_;
+  Tensor master_, compute_, low_, gradient_, exp_avg_, exp_avg_sq_;
 };
 
 }  // namespace dstrain

@@ -1,5 +1,6 @@
 #include "lib/pipeline/executor.h"
 
+#include <utility>
 #include <vector>
 
 namespace dstrain {
@@ -11,13 +12,20 @@ void execute(const Program& program, Stage& stage, ProcessGroup& pipeline, Strea
   std::vector<Send> sends;
   std::vector<Receive> receives;
   options.write = Write::overwrite;
+  const std::function<void(std::size_t)> layer_done = std::exchange(options.layer_done, {});
+  const auto at = [&](int micro_batch) {
+    stream.set_place({.micro_batch = micro_batch});
+    return micro_batches[static_cast<std::size_t>(micro_batch)];
+  };
   for (const Action& a : program.ranks.at(static_cast<std::size_t>(pipeline.rank()))) {
     switch (a.kind) {
       case Action::Kind::forward:
-        stage.forward(stream, a.slot, micro_batches[static_cast<std::size_t>(a.micro_batch)], options);
+        stage.forward(stream, a.slot, at(a.micro_batch), options);
         break;
       case Action::Kind::backward:
-        stage.backward(stream, a.slot, micro_batches[static_cast<std::size_t>(a.micro_batch)], options);
+        at(a.micro_batch);
+        if (a.micro_batch == program.micro_batches - 1) options.layer_done = layer_done;
+        stage.backward(stream, a.slot, options);
         options.write = Write::accumulate;
         break;
       case Action::Kind::exchange:

@@ -8,6 +8,7 @@
 #include "lib/core/clock.h"
 #include "lib/core/rng.h"
 #include "lib/core/stream_copy.h"
+#include "lib/core/transfer.h"
 
 namespace dstrain {
 
@@ -26,21 +27,36 @@ double median_seconds(int repeats, F body) {
 }
 }  // namespace
 
-double measure_matmul_rate(Stream& stream) {
-  constexpr Index n = 1024;
-  const Buffer memory("ceiling", Device::cpu, 3 * n * n * sizeof(float));
-  const auto matrix = [&](int i) {
-    return Tensor(memory.data() + static_cast<std::size_t>(i) * n * n * sizeof(float), DType::f32, Device::cpu, {n, n});
-  };
-  const Matmul op{.c = matrix(0), .a = matrix(1), .b = matrix(2)};
-  float* values = matrix(1).as<float>();
+double measure_matmul_rate(Stream& stream, DType dtype, Index n) {
+  const Device device = stream.device();
+  const auto bytes = static_cast<std::size_t>(n * n) * size_of(dtype);
+  const Buffer memory("ceiling", device, 3 * bytes);
+  const auto matrix = [&](std::size_t i) { return Tensor(memory.data() + i * bytes, dtype, device, {n, n}); };
+  const Matmul op{.c = matrix(0), .a = matrix(1), .b = matrix(2), .transpose_b = device == Device::cuda};
+  // Random values: a GPU's clock, and so its rate, depends on them.
   const Philox generator = philox(1, "ceiling");
-  for (Index i = 0; i < 2 * n * n; ++i)
-    values[i] = uniform(generator(0, static_cast<std::uint64_t>(i / 4))[static_cast<std::size_t>(i % 4)]) - 0.5f;
+  std::vector<std::byte> host(bytes);
+  for (std::size_t i = 1; i < 3; ++i) {
+    for (Index j = 0; j < n * n; ++j) {
+      const float v = uniform(generator(i, static_cast<std::uint64_t>(j / 4))[static_cast<std::size_t>(j % 4)]) - 0.5f;
+      if (dtype == DType::f32)
+        reinterpret_cast<float*>(host.data())[j] = v;
+      else
+        reinterpret_cast<bfloat16*>(host.data())[j] = bfloat16(v);
+    }
+    upload_now(matrix(i), host.data());
+  }
   // A stream of its own: the run's workspace is sized for the run.
-  Arena workspace("ceiling workspace", Device::cpu, op.workspace(Device::cpu) + Arena::kAlign);
-  Stream own(Device::cpu, Device::cpu, &stream.pool(), &workspace, nullptr);
-  return op.cost().flops / median_seconds(7, [&] { launch(own, op); });
+  Arena workspace("ceiling workspace", device, op.workspace(device) + Arena::kAlign);
+  Stream own(device, device, &stream.pool(), &workspace, nullptr, device == Device::cuda ? &stream.queue() : nullptr);
+  ComputeSettings settings = stream.settings();
+  settings.tune = device == Device::cuda;
+  own.set_settings(settings);
+  constexpr int kBatch = 4;  // products between two looks at the clock
+  return op.cost().flops * kBatch / median_seconds(7, [&] {
+           for (int i = 0; i < kBatch; ++i) launch(own, op);
+           own.synchronize();
+         });
 }
 
 namespace {
@@ -64,6 +80,15 @@ double copy_rate(Stream& stream, std::size_t bytes, Copy copy) {
 
 double measure_copy_rate(Stream& stream, std::size_t bytes) {
   return copy_rate(stream, bytes, [](void* to, const void* from, std::size_t n) { std::memcpy(to, from, n); });
+}
+
+double measure_device_copy_rate(Stream& stream, std::size_t bytes) {
+  const Buffer from("copy source", Device::cuda, bytes), to("copy target", Device::cuda, bytes);
+  constexpr int kBatch = 8;
+  return 2.0 * kBatch * static_cast<double>(bytes) / median_seconds(9, [&] {
+           for (int i = 0; i < kBatch; ++i) stream.queue().copy(to.data(), from.data(), bytes);
+           stream.synchronize();
+         });
 }
 
 double measure_stream_copy_rate(Stream& stream, std::size_t bytes) { return copy_rate(stream, bytes, stream_copy); }

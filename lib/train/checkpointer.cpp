@@ -25,7 +25,9 @@ Checkpointer::Checkpointer(const Config& config, const Files& files, const Clock
       engine_(engine),
       writer_(files, directory, group, config.checkpoint.keep),
       snapshot_(engine.params(), engine.groups().replica->rank(), engine.groups().replica->size()) {
-  snapshot_.take(engine.pool());
+  snapshot_.take(engine.stream());
+  snapshot_.wait();
+  if (engine.stream().device() == Device::cuda) device_ = gpu::current();
 }
 
 Checkpointer::~Checkpointer() {
@@ -42,23 +44,28 @@ std::optional<CheckpointState> Checkpointer::restore(const std::function<void(co
           checkpoint->path(), state.seed, config_.run.seed);
   Agreement(group_).together([&] {
     const ParamArena& params = engine_.params();
-    const Tensor* flats[] = {&params.master(), &params.exp_avg(), &params.exp_avg_sq()};
+    std::vector<float> values;
     for (const ParamArena::Entry& entry : params.entries()) {
       if (entry.range.size() == 0) continue;
-      for (std::size_t role = 0; role < 3; ++role) checkpoint->read(slab_of(entry, kRoles[role], *flats[role]));
+      values.resize(static_cast<std::size_t>(entry.range.size()));
+      for (const Role role : {Role::weight, Role::exp_avg, Role::exp_avg_sq}) {
+        checkpoint->read(slab_of(entry, role, values.data()));
+        params.write(engine_.stream(), role, entry.range, values.data());
+      }
     }
   });
   writer_.mark_verified(state.step);
   return state;
 }
 
-Checkpointer::Stall Checkpointer::save(const CheckpointState& state, ThreadPool& pool) {
+Checkpointer::Stall Checkpointer::save(const CheckpointState& state) {
   Stall stall;
   double at = clock_.now();
   const auto lap = [&] { return clock_.now() - std::exchange(at, clock_.now()); };
   collect();
   stall.wait = lap();
-  snapshot_.take(pool);
+  snapshot_.take(engine_.stream());
+  if (const gpu::Event* copied = snapshot_.copied()) engine_.update_after(*copied);
   stall.copy = lap();
   done_ = false;
   if (config_.checkpoint.async) {
@@ -74,6 +81,8 @@ void Checkpointer::write(const CheckpointState& state) {
   Outcome outcome{.step = state.step};
   const double begin = clock_.now();
   try {
+    if (device_ >= 0) gpu::use(device_);
+    snapshot_.wait();
     SaveResult result = writer_.save(state, snapshot_.slabs());
     outcome.bytes = result.bytes;
     outcome.warnings = std::move(result.warnings);

@@ -40,8 +40,9 @@ class Checkpointer {
     double write = 0;  // seconds of writing, when checkpoint.async is false
     double total() const { return wait + copy + write; }
   };
-  // Takes a snapshot and starts to write it; with checkpoint.async false also waits.
-  Stall save(const CheckpointState& state, ThreadPool& pool);
+  // Takes a snapshot and starts to write it; with checkpoint.async false also waits. The engine's next update waits for
+  // the snapshot.
+  Stall save(const CheckpointState& state);
 
   // How a write ended.
   struct Outcome {
@@ -61,6 +62,7 @@ class Checkpointer {
  private:
   void write(const CheckpointState& state);
   void collect();
+  int device_ = -1;  // the GPU of the thread that made this, for the writing thread; -1: none
 
   const Config& config_;
   const Files& files_;

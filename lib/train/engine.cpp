@@ -5,10 +5,16 @@
 #include <utility>
 
 #include "kernels/elementwise.h"
+#include "lib/core/rng.h"
+#include "lib/core/transfer.h"
 #include "lib/model/params.h"
 #include "lib/pipeline/schedule.h"
 
 namespace dstrain {
+
+namespace {
+constexpr std::size_t kScalarBytes = 4 * Arena::kAlign;
+}
 
 StepShape step_shape(const Config& c) {
   return {.micro_batches = c.training.global_batch_size / (c.parallel.data * c.training.micro_batch_size),
@@ -36,67 +42,218 @@ StagePlace place_of(const Config& c, const Coordinates& at) {
           .shard = {at.tensor, static_cast<int>(c.parallel.tensor)}};
 }
 
+WeightFormat weight_format(const PrecisionConfig& p) {
+  return {.compute = p.compute == "bfloat16" ? DType::bf16 : DType::f32, .split = p.master == "split"};
+}
+
+ComputeSettings compute_settings(const Config& c) {
+  return {.deterministic = c.run.deterministic,
+          .tf32 = c.precision.tf32,
+          .attention = c.cuda.attention == "cudnn"    ? AttentionChoice::cudnn
+                       : c.cuda.attention == "native" ? AttentionChoice::native
+                                                      : AttentionChoice::automatic};
+}
+
 }  // namespace
 
-Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device device, int threads,
+Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device device, Device target, int threads,
                const EngineSizes& sizes)
     : config_(config),
       mesh_(mesh),
       at_(mesh.coordinates(world.rank())),
       device_(device),
+      target_(target),
       pool_(device == Device::dry ? nullptr : std::make_unique<ThreadPool>(threads)),
       workspace_("workspace", device, sizes.workspace),
-      stream_(device, Device::cpu, pool_.get(), &workspace_, nullptr),
+      stream_(device, target, nullptr, nullptr, nullptr),
       groups_(make_groups(world, mesh, Poster::compute, config.model.num_key_value_heads)),
-      scalars_("scalars", device, 2 * Arena::kAlign),
+      scalars_("scalars", device, kScalarBytes),
       train_program_(train_program(config)),
       eval_program_(job_program(config, "forward_only")) {
+  if (device_ == Device::cuda) queue_.emplace();
+  stream_ = Stream(device, target, pool_.get(), &workspace_, nullptr, queue_ ? &*queue_ : nullptr);
+  stream_.set_settings(compute_settings(config_));
   const StepShape batches = step_shape(config_);
   const int slots = std::max(slot_count(train_program_, at_.pipeline), slot_count(eval_program_, at_.pipeline));
-  stage_ = std::make_unique<Stage>(build_stage(config_.model, place_of(config_, at_)), device, *groups_.tensor, slots,
-                                   batches.micro_batch_size * batches.length, sizes.stage);
-  params_ = std::make_unique<ParamArena>(stage_->model(), device, config_.parallel.bucket_bytes);
-  optimizer_ = std::make_unique<Optimizer>(config_.optimizer, *params_, scalars_);
+  const WeightFormat format = weight_format(config_.precision);
+  stage_ = std::make_unique<Stage>(build_stage(config_.model, place_of(config_, at_)), device, target, *groups_.tensor,
+                                   slots, batches.micro_batch_size * batches.length, format.compute, sizes.stage);
+  params_ = std::make_unique<ParamArena>(stage_->model(), device, config_.parallel.bucket_bytes, format);
+  optimizer_ =
+      std::make_unique<Optimizer>(config_.optimizer, *params_, scalars_, config_.guard.on_nonfinite == "abort");
   result_ = scalars_.allocate({3}, DType::f64);
+  loss_scale_ = scalars_.allocate({1});
+  ring_ = device_ == Device::cuda ? Buffer::pinned("step exchange", kRing * 256)
+                                  : Buffer("step exchange", Device::cpu, kRing * 256);
+  const DebugConfig& debug = config_.debug;
+  if (device_ != Device::dry && (debug.blocking || debug.check_finite)) {
+    debug_ = std::make_unique<DebugObserver>(
+        DebugObserver::Options{.blocking = debug.blocking, .check_finite = debug.check_finite, .rank = world.rank()},
+        device_);
+    stream_.set_observer(debug_.get());
+  }
+  if (device_ != Device::cuda) return;
+  for (std::size_t i = 0; i < kRing; ++i) done_.emplace_back();
+  check_recordable();
+  if (groups_.replica->size() == 1 || !groups_.replica->on_device()) return;
+  gradient_queue_.emplace(gpu::Queue::Priority::high);
+  gradient_group_ = std::move(make_groups(world, mesh, Poster::gradients).replica);
+  gradient_stream_.emplace(device, target, pool_.get(), nullptr, nullptr, &*gradient_queue_);
+  layer_event_.emplace();
+  reduced_event_.emplace();
+  layer_done_ = [this](std::size_t layer) { reduce_ready(layer); };
+}
+
+// Passes can be recorded when every group that they use enqueues its work.
+void Engine::check_recordable() {
+  const bool staged = groups_.tensor->size() > 1 && !groups_.tensor->on_device();
+  require(
+      config_.cuda.graphs != "always" || !staged, ExitCode::device,
+      "cuda.graphs: always, but ranks of the tensor group share a GPU: their messages go through the host and cannot "
+      "be recorded");
+  require(config_.cuda.graphs != "always" || !debug_, ExitCode::usage,
+          "cuda.graphs: always, but debug.blocking and debug.check_finite look at every op");
+  graphs_ = config_.cuda.graphs != "never" && !staged && !debug_;
 }
 
 void Engine::initialize(std::uint64_t seed) {
   std::vector<const Param*> params;
   stage_->model().visit([&](Param& p) { params.push_back(&p); });
-  pool_->parallel_for(static_cast<std::int64_t>(params.size()),
-                      [&](std::int64_t i) { dstrain::initialize(*params[static_cast<std::size_t>(i)], seed); });
+  // In groups, so that host memory stays small.
+  const auto group = static_cast<std::size_t>(std::max(1, pool_->threads()));
+  for (std::size_t begin = 0; begin < params.size(); begin += group) {
+    const std::size_t n = std::min(group, params.size() - begin);
+    std::vector<std::vector<float>> values(n);
+    pool_->parallel_for(static_cast<std::int64_t>(n), [&](std::int64_t i) {
+      const auto at = static_cast<std::size_t>(i);
+      values[at].resize(static_cast<std::size_t>(params[begin + at]->numel()));
+      dstrain::initialize(*params[begin + at], seed, values[at].data());
+    });
+    for (std::size_t i = 0; i < n; ++i) write(*params[begin + i], Role::weight, values[i]);
+  }
   for (const Tensor& t : {params_->gradient(), params_->exp_avg(), params_->exp_avg_sq()})
     launch(stream_, Fill{.y = t});
+  optimizer_->set_updates(0);
 }
 
-StepResult Engine::gradients(std::span<const Batch> micro_batches, double valid_tokens, bool stop) {
+std::string Engine::tune(const std::string& known) {
+  if (device_ != Device::cuda) return "";
+  ComputeSettings settings = compute_settings(config_);
+  settings.tuned = known;
+  settings.tune = config_.cuda.tune;
+  stream_.set_settings(settings);
+  const StepShape shape = step_shape(config_);
+  const Index rows = shape.micro_batch_size * shape.length, vocabulary = config_.model.vocab_size;
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(rows)), positions(tokens.size());
+  std::vector<std::int64_t> samples(tokens.size());
+  std::vector<float> weights(tokens.size(), 1.0f);
+  const Philox generator = philox(1, "tuning tokens");
+  for (Index i = 0; i < rows; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    tokens[at] = static_cast<std::int32_t>(generator(0, at)[0] % static_cast<std::uint32_t>(vocabulary));
+    positions[at] = static_cast<std::int32_t>(i % shape.length);
+    samples[at] = i / shape.length;
+  }
+  const auto tensor = [](auto& v, DType t, Index n) { return Tensor(v.data(), t, Device::cpu, {n}); };
+  const Batch batch{.batch = shape.micro_batch_size,
+                    .length = shape.length,
+                    .tokens = tensor(tokens, DType::i32, rows),
+                    .targets = tensor(tokens, DType::i32, rows),
+                    .positions = tensor(positions, DType::i32, rows),
+                    .sample_ids = tensor(samples, DType::i64, shape.micro_batch_size),
+                    .row_sample_ids = tensor(samples, DType::i64, rows),
+                    .loss_weights = tensor(weights, DType::f32, rows)};
+  const std::vector<Batch> batches(static_cast<std::size_t>(shape.micro_batches), batch);
+  const bool graphs = std::exchange(graphs_, false);
+  // Twice at most: an accumulating product is met with the second micro-batch.
+  gradients(batches, static_cast<double>(rows * shape.micro_batches), false);
+  graphs_ = graphs;
+  settings.tune = false;
+  stream_.set_settings(settings);
+  launch(stream_, Fill{.y = params_->gradient()});
+  stream_.synchronize();
+  return stream_.kernel_state() ? stream_.kernel_state()->tuned() : "";
+}
+
+void Engine::reduce_ready(std::size_t layer) {
+  bool any = false;
+  for (const ParamArena::Bucket& b : params_->buckets()) {
+    if (b.pre_reduced || b.ready_layer != layer) continue;
+    if (!any) {
+      layer_event_->record(*queue_);
+      gradient_queue_->wait(*layer_event_);
+      any = true;
+    }
+    gradient_group_->all_reduce(*gradient_stream_, params_->gradient().slice(0, b.range.begin, b.range.end));
+  }
+  if (layer > 0) return;
+  reduced_event_->record(*gradient_queue_);
+  queue_->wait(*reduced_event_);
+}
+
+void Engine::enqueue_gradients(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop) {
+  check(enqueued_ - taken_ < kRing - 1, "{} steps wait for their result to be taken", enqueued_ - taken_);
+  Exchange& ring = exchange(enqueued_);
+  valid_tokens_[enqueued_ % kRing] = valid_tokens;
+  ring = {.vote = stop ? 1.0 : 0.0, .lr = static_cast<float>(lr), .loss_scale = static_cast<float>(1.0 / valid_tokens)};
   const Tensor norm = result_.slice(0, 0, 1), loss = result_.slice(0, 1, 2), votes = result_.slice(0, 2, 3);
   launch(stream_, Fill{.y = loss});
-  launch(stream_, Fill{.y = votes, .value = stop ? 1.0f : 0.0f});
+  upload(stream_, votes, &ring.vote);
+  upload(stream_, optimizer_->lr(), &ring.lr);
+  upload(stream_, loss_scale_, &ring.loss_scale);
   execute(train_program_, *stage_, *groups_.pipeline, stream_, micro_batches,
           {.mode = Mode::train,
            .seed = config_.run.seed,
-           .loss_scale = static_cast<float>(1.0 / valid_tokens),
-           .loss = loss});
-  params_->reduce(stream_, groups_);
+           .loss_scale = loss_scale_,
+           .loss = loss,
+           .graphs = graphs_,
+           .layer_done = layer_done_});
+  params_->reduce(stream_, groups_, overlaps());
   optimizer_->squared_norm(stream_, norm);
   // Every tensor rank has computed the loss: one of them counts.
   if (at_.tensor != 0) launch(stream_, Fill{.y = loss});
   if (groups_.replica->size() > 1) groups_.replica->all_reduce(stream_, result_.slice(0, 1, 3));
   if (groups_.model->size() > 1) groups_.model->all_reduce(stream_, result_);
-  if (device_ == Device::dry) return {};
-  const double* r = result_.as<double>();
-  return {.loss = r[1] / valid_tokens,
-          .grad_norm = std::sqrt(r[0]),
-          .finite = std::isfinite(r[0]) && std::isfinite(r[1]),
-          .stop = r[2] > 0};
 }
 
-StepResult Engine::train_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, std::int64_t update,
-                              bool stop) {
-  const StepResult result = gradients(micro_batches, valid_tokens, stop);
-  if (result.finite) optimizer_->step(stream_, result_.slice(0, 0, 1), lr, update);
-  return result;
+void Engine::enqueue_result() {
+  Exchange& ring = exchange(enqueued_);
+  download(stream_, ring.result, result_);
+  download(stream_, ring.updates, optimizer_->state());
+  if (device_ == Device::cuda) done_[enqueued_ % kRing].record(*queue_);
+  ++enqueued_;
+}
+
+StepResult Engine::take_result() {
+  check(taken_ < enqueued_, "no step without its result taken");
+  if (device_ == Device::cuda) done_[taken_ % kRing].synchronize();
+  const Exchange& ring = exchange(taken_);
+  const double* const r = ring.result;
+  const StepResult result{.loss = r[1] / valid_tokens_[taken_ % kRing],
+                          .grad_norm = std::sqrt(r[0]),
+                          .finite = std::isfinite(r[0]) && std::isfinite(r[1]),
+                          .stop = r[2] > 0,
+                          .updates = ring.updates[0]};
+  ++taken_;
+  return device_ == Device::dry ? StepResult{} : result;
+}
+
+void Engine::enqueue_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop) {
+  enqueue_gradients(micro_batches, valid_tokens, lr, stop);
+  if (const gpu::Event* event = std::exchange(update_after_, nullptr)) queue_->wait(*event);
+  optimizer_->step(stream_, result_.slice(0, 0, 1), result_.slice(0, 1, 2));
+  enqueue_result();
+}
+
+StepResult Engine::train_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop) {
+  enqueue_step(micro_batches, valid_tokens, lr, stop);
+  return take_result();
+}
+
+StepResult Engine::gradients(std::span<const Batch> micro_batches, double valid_tokens, bool stop) {
+  enqueue_gradients(micro_batches, valid_tokens, 0, stop);
+  enqueue_result();
+  return take_result();
 }
 
 double Engine::evaluate(std::span<const Batch> micro_batches) {
@@ -106,27 +263,57 @@ double Engine::evaluate(std::span<const Batch> micro_batches) {
   if (at_.tensor != 0) launch(stream_, Fill{.y = loss});
   if (groups_.replica->size() > 1) groups_.replica->all_reduce(stream_, loss);
   if (groups_.model->size() > 1) groups_.model->all_reduce(stream_, loss);
-  return device_ == Device::dry ? 0 : *loss.as<double>();
+  double sum = 0;
+  download(stream_, &sum, loss);
+  stream_.synchronize();
+  return sum;
+}
+
+std::vector<float> Engine::read(const Param& param, Role role) {
+  std::vector<float> values(static_cast<std::size_t>(param.numel()));
+  params_->read(stream_, role, params_->range_of(param), values.data());
+  return values;
+}
+
+void Engine::write(const Param& param, Role role, const std::vector<float>& values) {
+  check(static_cast<Index>(values.size()) == param.numel(), "{} values for a parameter of {}", values.size(),
+        param.numel());
+  params_->write(stream_, role, params_->range_of(param), values.data());
+}
+
+std::vector<float> Engine::gradient(const Param& param) {
+  std::vector<float> values(static_cast<std::size_t>(param.numel()));
+  stream_.synchronize();
+  download_now(values.data(), param.gradient);
+  return values;
 }
 
 EngineSizes Engine::used() const { return {.stage = stage_->used(), .workspace = workspace_.high_water()}; }
 
 std::vector<MemoryRow> Engine::memory() const {
-  const bool dry = device_ == Device::dry;
+  const bool dry = device_ == Device::dry, gpu = target_ == Device::cuda;
   const Stage::Sizes s = dry ? stage_->used() : stage_->capacities();
   std::size_t communication = 0;
   for (const auto* group : {&groups_.tensor, &groups_.pipeline, &groups_.replica, &groups_.embedding, &groups_.model,
                             &groups_.kv_replica, &groups_.control})
     if (*group) communication += (*group)->scratch_bytes();
-  return {{"weights", params_->weight_bytes()},
-          {"gradients", params_->gradient_bytes()},
-          {"optimizer", params_->optimizer_bytes()},
-          {"activations", s.slot * static_cast<std::size_t>(stage_->slots())},
-          {"scratch", s.scratch},
-          {"stage boundary", s.boundary},
-          {"workspace", dry ? workspace_.high_water() : workspace_.capacity()},
-          {"communication", communication},
-          {"scalars", 2 * Arena::kAlign}};
+  const auto slots = static_cast<std::size_t>(stage_->slots());
+  std::vector<MemoryRow> rows{{"weights", params_->weight_bytes()},
+                              {"master", params_->master_bytes()},
+                              {"gradients", params_->gradient_bytes()},
+                              {"optimizer", params_->optimizer_bytes()},
+                              {"activations", s.slot * slots},
+                              {"scratch", s.scratch},
+                              {"stage boundary", s.boundary},
+                              {"workspace", dry ? workspace_.high_water() : workspace_.capacity()},
+                              {"device batches", s.batch * slots},
+                              {"constants", s.constants},
+                              {"scalars", kScalarBytes},
+                              {"communication", communication, gpu}};
+  std::erase_if(rows, [](const MemoryRow& r) {
+    return r.bytes == 0 && (r.purpose == "master" || r.purpose == "device batches" || r.purpose == "constants");
+  });
+  return rows;
 }
 
 }  // namespace dstrain

@@ -2,18 +2,22 @@
 // Engine: one rank's model, memory, groups and optimizer, and the training step made of them. On Device::dry the same
 // code counts instead of computing: that is how the plan knows its numbers.
 
+#include <array>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "lib/comm/world.h"
 #include "lib/config/config.h"
+#include "lib/core/gpu.h"
 #include "lib/core/stream.h"
 #include "lib/optim/optimizer.h"
 #include "lib/optim/param_arena.h"
 #include "lib/pipeline/executor.h"
 #include "lib/pipeline/stage.h"
+#include "lib/train/op_watch.h"
 
 namespace dstrain {
 
@@ -27,13 +31,15 @@ struct EngineSizes {
 struct MemoryRow {
   std::string purpose;
   std::size_t bytes = 0;
+  bool host = false;  // in host memory though ops run on a GPU
 };
 
 struct StepResult {
-  double loss = 0;       // mean over the valid tokens of the step
-  double grad_norm = 0;  // before clipping
-  bool finite = true;    // false: the update was not applied, on any rank
-  bool stop = false;     // a rank asked to stop
+  double loss = 0;           // mean over the valid tokens of the step
+  double grad_norm = 0;      // before clipping
+  bool finite = true;        // false: the update was not applied, on any rank
+  bool stop = false;         // a rank asked to stop
+  std::int64_t updates = 0;  // applied so far, this step's included
 };
 
 // The part of a step that every rank must know the same of: counts of micro-batches follow from the config alone.
@@ -46,20 +52,36 @@ StepShape step_shape(const Config& config);
 
 class Engine {
  public:
-  // `config` is resolved; the mesh has world.size() ranks. `threads` counts the pool's; ignored on Device::dry.
-  Engine(const Config& config, World& world, const Mesh& mesh, Device device, int threads, const EngineSizes& sizes);
+  // `config` is resolved; the mesh has world.size() ranks. On Device::cuda memory is on the calling thread's GPU.
+  // `target`, cpu or cuda, is the device that a dry engine plans for; the same as `device` otherwise. `threads` counts
+  // the pool's; ignored on Device::dry.
+  Engine(const Config& config, World& world, const Mesh& mesh, Device device, Device target, int threads,
+         const EngineSizes& sizes);
 
   // Sets the weights to the values of (seed, name); optimizer state and gradients to 0.
   void initialize(std::uint64_t seed);
+  // CUDA: runs a micro-batch of random tokens so that the kernels can measure their alternatives; `known` are choices
+  // of an earlier run. Returns all choices, as text to keep. Gradients are 0 again afterwards. Nothing elsewhere.
+  std::string tune(const std::string& known);
+  // Applied updates so far, of a restored run.
+  void set_updates(std::int64_t applied) { optimizer_->set_updates(applied); }
 
-  // One optimizer step over this data rank's micro-batches (step_shape().micro_batches of them). `valid_tokens` is the
-  // global sum of loss weights. `update` counts applied updates, this one included. `stop` is this rank's vote.
-  StepResult train_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, std::int64_t update,
-                        bool stop);
-  // The phases of a step before clipping: gradients reduced, norm and loss known on every rank.
+  // Enqueues one optimizer step over this data rank's micro-batches (step_shape().micro_batches of them, in host
+  // memory, page-locked for CUDA, unchanged until its result was taken). `valid_tokens` is the global sum of loss
+  // weights. `stop` is this rank's vote. At most two steps may be without their result taken.
+  void enqueue_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop);
+  // The result of the oldest step not yet asked for; waits for it.
+  StepResult take_result();
+  // Steps that may be under way while the next is enqueued: 0 on the CPU, where enqueueing is running.
+  std::size_t lag() const { return device_ == Device::cuda ? 1 : 0; }
+  // Both of them.
+  StepResult train_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop);
+  // The phases of a step before the update: gradients reduced, norm and loss known on every rank.
   StepResult gradients(std::span<const Batch> micro_batches, double valid_tokens, bool stop);
   // The sum of weight * negative log likelihood over the micro-batches of all data ranks.
   double evaluate(std::span<const Batch> micro_batches);
+  // The next update waits for `event`, which must live until then.
+  void update_after(const gpu::Event& event) { update_after_ = &event; }
 
   const Config& config() const { return config_; }
   const Mesh& mesh() const { return mesh_; }
@@ -69,17 +91,42 @@ class Engine {
   Stream& stream() { return stream_; }
   ThreadPool& pool() { return *pool_; }
   const ParamArena& params() const { return *params_; }
+  bool graphs() const { return graphs_; }
+  bool overlaps() const { return gradient_queue_.has_value(); }  // gradients are reduced beside backward
   void count_into(Ledger* ledger) { stream_.set_ledger(ledger); }
+  // Whether passes are recorded; for measuring ops one by one.
+  void set_graphs(bool on) { graphs_ = on; }
+
+  // State and gradients of a parameter in host memory, laid out as the Param; between steps only.
+  std::vector<float> read(const Param& param, Role role);
+  void write(const Param& param, Role role, const std::vector<float>& values);
+  std::vector<float> gradient(const Param& param);
 
   EngineSizes used() const;  // found so far
   // As allocated; on Device::dry as found so far. Groups allocate their scratch with the first step.
   std::vector<MemoryRow> memory() const;
 
  private:
+  // What the host hands to a step and what it gets back; page-locked on CUDA.
+  struct Exchange {
+    double vote = 0;
+    double result[3] = {};
+    std::int64_t updates[2] = {};
+    float lr = 0;
+    float loss_scale = 0;
+  };
+  static constexpr std::size_t kRing = 3;
+  Exchange& exchange(std::size_t step) { return *reinterpret_cast<Exchange*>(ring_.data() + step % kRing * 256); }
+  void enqueue_gradients(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop);
+  void enqueue_result();
+  void reduce_ready(std::size_t layer);
+  void check_recordable();
+
   Config config_;
   Mesh mesh_;
   Coordinates at_;
-  Device device_;
+  Device device_, target_;
+  std::optional<gpu::Queue> queue_;
   std::unique_ptr<ThreadPool> pool_;
   Arena workspace_;
   Stream stream_;
@@ -88,7 +135,22 @@ class Engine {
   std::unique_ptr<ParamArena> params_;
   Arena scalars_;
   std::unique_ptr<Optimizer> optimizer_;
-  Tensor result_;  // (3) f64: squared norm, loss sum, stop votes
+  Tensor result_;      // (3) f64: squared norm, loss sum, stop votes
+  Tensor loss_scale_;  // (1) f32
+  Buffer ring_;
+  std::vector<gpu::Event> done_;  // one a place of the ring; CUDA
+  std::array<double, kRing> valid_tokens_{};
+  std::size_t enqueued_ = 0, taken_ = 0;  // steps
+  const gpu::Event* update_after_ = nullptr;
+  bool graphs_ = false;
+  std::unique_ptr<DebugObserver> debug_;
+
+  // Reduction of gradients beside the last backward: CUDA with data ranks that have a GPU each.
+  std::optional<gpu::Queue> gradient_queue_;
+  std::unique_ptr<ProcessGroup> gradient_group_;
+  std::optional<Stream> gradient_stream_;
+  std::optional<gpu::Event> layer_event_, reduced_event_;
+  std::function<void(std::size_t)> layer_done_;
   Program train_program_, eval_program_;
 };
 

@@ -20,12 +20,13 @@ void check_tokenizer(const Config& config, const Files& files, const TokenFileIn
           tokens, hex(info.tokenizer_hash), config.data.tokenizer, hex(hash));
 }
 
-BatchPlan data_plan(const Config& config, const Coordinates& at, Index end) {
+BatchPlan data_plan(const Config& config, const Coordinates& at, Index end, bool pinned) {
   return {.global_batch = config.training.global_batch_size,
           .micro_batch = config.training.micro_batch_size,
           .data_ranks = static_cast<int>(config.parallel.data),
           .data_rank = at.data,
-          .end = end};
+          .end = end,
+          .pinned = pinned};
 }
 
 Evaluator::Evaluator(const Config& config, const Files& files, const Clock& clock, Engine& engine)
@@ -35,7 +36,8 @@ Evaluator::Evaluator(const Config& config, const Files& files, const Clock& cloc
       sampler_(sources_.tokens(), config.training.sequence_length, config.run.seed, false),
       samples_(config.eval.samples > 0 ? std::min(config.eval.samples, sampler_.samples()) : sampler_.samples()),
       global_batch_(config.training.global_batch_size),
-      reader_(sources_, sampler_, data_plan(config, engine.coordinates(), samples_)) {
+      reader_(sources_, sampler_,
+              data_plan(config, engine.coordinates(), samples_, engine.stream().device() == Device::cuda)) {
   check_tokenizer(config, files, sources_.info(), config.data.eval.front().path);
   for (Index i = 0; i < samples_; ++i) tokens_ += sampler_.locate(i).tokens - 1;
 }

@@ -9,6 +9,7 @@
 #include "lib/checkpoint/names.h"
 #include "lib/checkpoint/reader.h"
 #include "lib/config/resolve.h"
+#include "lib/core/transfer.h"
 #include "lib/train/checkpointer.h"
 #include "lib/train/plan.h"
 #include "lib/train/run_directory.h"
@@ -56,8 +57,13 @@ Index load_run(const Files& files, const std::string& path, World& world, Engine
     Agreement(*groups.control).together([&] { checkpoint = Checkpoint::open(files, where.checkpoint); });
   require(checkpoint.has_value(), ExitCode::checkpoint, "{}: no checkpoint", path);
   Agreement(*groups.control).together([&] {
-    for (const ParamArena::Entry& entry : engine.params().entries())
-      if (entry.range.size() > 0) checkpoint->read(slab_of(entry, kRoles[0], engine.params().master()));
+    std::vector<float> values;
+    for (const ParamArena::Entry& entry : engine.params().entries()) {
+      if (entry.range.size() == 0) continue;
+      values.resize(static_cast<std::size_t>(entry.range.size()));
+      checkpoint->read(slab_of(entry, Role::weight, values.data()));
+      engine.params().write(engine.stream(), Role::weight, entry.range, values.data());
+    }
   });
   return checkpoint->state().step;
 }
@@ -65,17 +71,19 @@ Index load_run(const Files& files, const std::string& path, World& world, Engine
 Generator::Generator(const Config& config, Engine& engine) : config_(config), engine_(engine) {
   check(engine.mesh().ranks() == 1, "a generator on {} ranks", engine.mesh().ranks());
   const StageModel& model = engine.stage().model();
-  const Index positions = config.training.sequence_length;
+  const Device device = engine.stream().device();
+  const DType dtype = engine.params().compute().dtype;
+  const Index positions = config.training.sequence_length, columns = model.head->weight().shape[0];
   const Shape shape{1, positions, model.kv_heads, model.head_dim};
-  const std::size_t bytes = static_cast<std::size_t>(shape.numel()) * sizeof(float);
-  cache_memory_ = Buffer("key-value cache", Device::cpu, 2 * bytes * static_cast<std::size_t>(model.blocks));
+  const std::size_t bytes = static_cast<std::size_t>(shape.numel()) * size_of(dtype);
+  cache_memory_ = Buffer("key-value cache", device, 2 * bytes * static_cast<std::size_t>(model.blocks));
   for (Index block = 0; block < model.blocks; ++block) {
     std::byte* at = cache_memory_.data() + 2 * bytes * static_cast<std::size_t>(block);
-    cache_.keys.emplace_back(at, DType::f32, Device::cpu, shape);
-    cache_.values.emplace_back(at + bytes, DType::f32, Device::cpu, shape);
+    cache_.keys.emplace_back(at, dtype, device, shape);
+    cache_.values.emplace_back(at + bytes, dtype, device, shape);
   }
-  logits_memory_ =
-      Buffer("logits", Device::cpu, static_cast<std::size_t>(model.head->weight().shape[0]) * sizeof(float));
+  logits_memory_ = Buffer("logits", device, static_cast<std::size_t>(columns) * sizeof(float));
+  logits_.resize(static_cast<std::size_t>(columns));
 }
 
 std::span<const float> Generator::forward(std::span<const std::int32_t> tokens) {
@@ -94,13 +102,15 @@ std::span<const float> Generator::forward(std::span<const std::int32_t> tokens) 
                     .row_sample_ids = tensor(samples, DType::i64),
                     .loss_weights = tensor(weights, DType::f32)};
   Stage& stage = engine_.stage();
-  stage.forward(engine_.stream(), 0, batch, {.mode = Mode::decode, .cache = &cache_});
-  const Index columns = stage.model().head->weight().shape[0];
-  const Tensor logits(logits_memory_.data(), DType::f32, Device::cpu, {1, columns});
-  stage.logits(engine_.stream(), stage.output().slice(0, n - 1, n), logits);
+  Stream& stream = engine_.stream();
+  stage.forward(stream, 0, batch, {.mode = Mode::decode, .cache = &cache_});
+  const Tensor logits(logits_memory_.data(), DType::f32, stream.device(), {1, static_cast<Index>(logits_.size())});
+  stage.logits(stream, stage.output().slice(0, n - 1, n), logits);
+  download(stream, logits_.data(), logits);
+  stream.synchronize();
   stage.release(0);
   cache_.length += n;
-  return {logits.as<float>(), static_cast<std::size_t>(config_.model.vocab_size)};
+  return {logits_.data(), static_cast<std::size_t>(config_.model.vocab_size)};
 }
 
 std::int32_t Generator::sample(std::span<const float> logits, const SamplingOptions& options, Index position) const {

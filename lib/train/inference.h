@@ -47,6 +47,7 @@ class Generator {
   const Config& config_;
   Engine& engine_;
   Buffer cache_memory_, logits_memory_;
+  std::vector<float> logits_;  // of one position, padding included
   KvCache cache_;
 };
 

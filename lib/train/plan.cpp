@@ -36,9 +36,9 @@ Batch dry_batch(const StepShape& plan) {
 
 }  // namespace
 
-RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank) {
+RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device target) {
   const auto world = World::dry(rank, mesh.ranks());
-  Engine engine(config, *world, mesh, Device::dry, 1, {});
+  Engine engine(config, *world, mesh, Device::dry, target, 1, {});
   const StepShape batches = step_shape(config);
   const std::vector<Batch> micro_batches(static_cast<std::size_t>(batches.micro_batches), dry_batch(batches));
   RankPlan plan{
@@ -49,25 +49,30 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank) {
           static_cast<int>(config.parallel.pipeline))[static_cast<std::size_t>(mesh.coordinates(rank).pipeline)],
       .parameters = engine.params().parameters()};
   engine.count_into(&plan.step);
-  engine.train_step(micro_batches, 1, 0, 1, false);
+  engine.train_step(micro_batches, 1, 0, false);
   engine.count_into(nullptr);
   engine.evaluate(micro_batches);
   plan.sizes = engine.used();
   plan.memory = engine.memory();
-  plan.memory.push_back({"batches", loader_bytes(data_plan(config, plan.at, -1), batches.length)});
+  const bool host = target == Device::cuda;
+  plan.memory.push_back({"batches", loader_bytes(data_plan(config, plan.at, -1, host), batches.length), host});
   plan.memory.push_back(
-      {"snapshot",
-       Snapshot(engine.params(), engine.groups().replica->rank(), engine.groups().replica->size()).bytes()});
+      {"snapshot", Snapshot(engine.params(), engine.groups().replica->rank(), engine.groups().replica->size()).bytes(),
+       host});
   return plan;
 }
 
-Plan make_plan(const Config& config) {
-  Plan plan{.mesh = Mesh(mesh_sizes(config.parallel)), .shape = step_shape(config), .program = train_program(config)};
+Plan make_plan(const Config& config, Device target) {
+  Plan plan{.target = target,
+            .mesh = Mesh(mesh_sizes(config.parallel)),
+            .shape = step_shape(config),
+            .program = train_program(config)};
   std::vector<double> stage_flops;
   Cost total;
   for (int stage = 0; stage < plan.mesh.sizes().pipeline; ++stage)
     for (int tensor = 0; tensor < plan.mesh.sizes().tensor; ++tensor) {
-      plan.ranks.push_back(plan_rank(config, plan.mesh, plan.mesh.rank_of({.tensor = tensor, .pipeline = stage})));
+      plan.ranks.push_back(
+          plan_rank(config, plan.mesh, plan.mesh.rank_of({.tensor = tensor, .pipeline = stage}), target));
       const RankPlan& rank = plan.ranks.back();
       plan.parameters += rank.parameters;
       total += rank.step.total();

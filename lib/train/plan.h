@@ -18,6 +18,7 @@ struct RankPlan {
 };
 
 struct Plan {
+  Device target = Device::cpu;
   Mesh mesh{MeshSizes{}};
   StepShape shape;
   std::vector<RankPlan> ranks;  // one a pipeline stage and tensor rank, of data rank 0
@@ -30,9 +31,9 @@ struct Plan {
 };
 
 MeshSizes mesh_sizes(const ParallelConfig& parallel);
-// Plans one rank of a resolved job.
-RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank);
+// Plans one rank of a resolved job for `target`, cpu or cuda.
+RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device target);
 // Plans every rank that differs from others.
-Plan make_plan(const Config& config);
+Plan make_plan(const Config& config, Device target);
 
 }  // namespace dstrain

@@ -1,10 +1,11 @@
 #pragma once
-// The files of a run: DIR/job.yaml (resolved), metrics.jsonl, log.txt, exit.json, checkpoints/. All names are made
-// here.
+// The files of a run: DIR/job.yaml (resolved), metrics.jsonl, log.txt, exit.json, tuned.txt, trace.json, checkpoints/.
+// All names are made here.
 
 #include <string>
 
 #include "lib/config/config.h"
+#include "lib/core/errors.h"
 #include "lib/core/files.h"
 
 namespace dstrain {
@@ -18,6 +19,10 @@ class RunDirectory {
   std::string metrics() const { return path_ + "/metrics.jsonl"; }
   std::string log() const { return path_ + "/log.txt"; }
   std::string exit() const { return path_ + "/exit.json"; }
+  std::string tuned() const { return path_ + "/tuned.txt"; }  // measured choices of kernels
+  std::string trace(int rank) const {
+    return rank == 0 ? path_ + "/trace.json" : format("{}/trace-{}.json", path_, rank);
+  }
   std::string checkpoints() const { return path_ + "/checkpoints"; }
 
   // Creates the directory, removes an old exit.json. Throws FileError{write}.

@@ -2,28 +2,29 @@
 
 #include <algorithm>
 
+#include "kernels/split_master.h"
 #include "lib/core/stream_copy.h"
 
 namespace dstrain {
 
 namespace {
-constexpr std::size_t kTile = 4 << 20;  // bytes
-}
+constexpr std::size_t kTile = 4 << 20;              // bytes that one thread copies at a time
+constexpr Index kStagingElements = Index{1} << 24;  // of a split master on its way to the host
+}  // namespace
 
-TensorSlab slab_of(const ParamArena::Entry& entry, const char* role, const Tensor& flat) {
+TensorSlab slab_of(const ParamArena::Entry& entry, Role role, float* data) {
   const Piece& piece = *entry.piece;
   return {.name = piece.name,
-          .role = role,
+          .role = kRoles[static_cast<std::size_t>(role)],
           .global = piece.global,
           .offset = piece.offset,
           .extent = piece.extent,
           .transposed = piece.transposed,
-          .data = reinterpret_cast<float*>(flat.data) + entry.range.begin,
+          .data = data,
           .row_stride = piece.global.rank() == 1 ? piece.extent[0] : piece.columns()};
 }
 
-Snapshot::Snapshot(const ParamArena& params, int replica, int replicas) {
-  const Tensor* flats[] = {&params.master(), &params.exp_avg(), &params.exp_avg_sq()};
+Snapshot::Snapshot(const ParamArena& params, int replica, int replicas) : params_(params) {
   std::vector<const ParamArena::Entry*> owned;
   for (const ParamArena::Entry& e : params.entries())
     if (e.piece->owned && e.range.size() > 0) owned.push_back(&e);
@@ -35,34 +36,80 @@ Snapshot::Snapshot(const ParamArena& params, int replica, int replicas) {
   std::size_t total = 0;
   for (std::size_t i = 0; i < bytes.size(); ++i)
     if (writers[i] == replica) total += static_cast<std::size_t>(bytes[i]);
-  memory_ = Buffer("checkpoint snapshot", params.master().device, total);
+  const Device device = params.gradient().device;
+  const char* const purpose = "checkpoint snapshot";
+  memory_ = device == Device::cuda ? Buffer::pinned(purpose, total) : Buffer(purpose, device, total);
+  if (device == Device::cuda) {
+    gpu_.emplace();
+    if (params.low().defined()) gpu_->staging = Buffer("snapshot staging", device, kStagingElements * sizeof(float));
+  }
 
   std::size_t at = 0;
-  std::vector<Copy> runs;
   for (std::size_t i = 0; i < bytes.size(); ++i) {
     if (writers[i] != replica) continue;
-    const std::size_t role = i / owned.size();
-    TensorSlab slab = slab_of(*owned[i % owned.size()], kRoles[role], *flats[role]);
-    const Copy copy{reinterpret_cast<const std::byte*>(slab.data), memory_.data() + at,
-                    static_cast<std::size_t>(bytes[i])};
-    slab.data = reinterpret_cast<float*>(copy.to);
-    slabs_.push_back(slab);
-    at += copy.bytes;
-    if (!runs.empty() && runs.back().from + runs.back().bytes == copy.from)
-      runs.back().bytes += copy.bytes;
+    const ParamArena::Entry& entry = *owned[i % owned.size()];
+    const auto role = static_cast<Role>(i / owned.size());
+    std::byte* const to = memory_.data() + at;
+    slabs_.push_back(slab_of(entry, role, reinterpret_cast<float*>(to)));
+    at += static_cast<std::size_t>(bytes[i]);
+    if (!parts_.empty() && parts_.back().role == role && parts_.back().range.end == entry.range.begin)
+      parts_.back().range.end = entry.range.end;
     else
-      runs.push_back(copy);
+      parts_.push_back({role, entry.range, to});
   }
-  for (const Copy& run : runs)
-    for (std::size_t begin = 0; begin < run.bytes; begin += kTile)
-      copies_.push_back({run.from + begin, run.to + begin, std::min(kTile, run.bytes - begin)});
 }
 
-void Snapshot::take(ThreadPool& pool) {
-  pool.parallel_for(static_cast<std::int64_t>(copies_.size()), [&](std::int64_t i) {
-    const Copy& c = copies_[static_cast<std::size_t>(i)];
-    stream_copy(c.to, c.from, c.bytes);
+void Snapshot::take(Stream& stream) {
+  if (!gpu_) return copy_parts(stream);
+  gpu_->ready.record(stream.queue());
+  gpu_->queue.wait(gpu_->ready);
+  Stream own(Device::cuda, Device::cuda, nullptr, nullptr, nullptr, &gpu_->queue);
+  copy_parts(own);
+  gpu_->copied.record(gpu_->queue);
+}
+
+void Snapshot::copy_parts(Stream& stream) {
+  struct Tile {
+    std::byte* to;
+    const std::byte* from;
+    std::size_t bytes;
+  };
+  std::vector<Tile> tiles;
+  for (const Part& part : parts_) {
+    const auto bytes = static_cast<std::size_t>(part.range.size()) * sizeof(float);
+    if (part.role == Role::weight && params_.low().defined()) {
+      for (Index begin = part.range.begin; begin < part.range.end; begin += kStagingElements) {
+        const Index end = std::min(part.range.end, begin + kStagingElements), n = end - begin;
+        float* const to = reinterpret_cast<float*>(part.to) + (begin - part.range.begin);
+        const Tensor joined(gpu_ ? gpu_->staging.data() : reinterpret_cast<std::byte*>(to), DType::f32, stream.device(),
+                            {n});
+        launch(stream, JoinMaster{.master = joined,
+                                  .hi = params_.compute().slice(0, begin, end),
+                                  .low = params_.low().slice(0, begin, end)});
+        if (gpu_) stream.queue().copy(to, joined.data, joined.bytes());
+      }
+      continue;
+    }
+    const Tensor& flat = part.role == Role::weight    ? params_.master()
+                         : part.role == Role::exp_avg ? params_.exp_avg()
+                                                      : params_.exp_avg_sq();
+    const std::byte* const from = flat.data + part.range.begin * static_cast<Index>(sizeof(float));
+    if (gpu_) {
+      stream.queue().copy(part.to, from, bytes);
+      continue;
+    }
+    for (std::size_t begin = 0; begin < bytes; begin += kTile)
+      tiles.push_back({part.to + begin, from + begin, std::min(kTile, bytes - begin)});
+  }
+  if (tiles.empty()) return;
+  stream.pool().parallel_for(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t i) {
+    const Tile& t = tiles[static_cast<std::size_t>(i)];
+    stream_copy(t.to, t.from, t.bytes);
   });
+}
+
+void Snapshot::wait() const {
+  if (gpu_) gpu_->copied.synchronize();
 }
 
 }  // namespace dstrain

@@ -1,40 +1,57 @@
 #pragma once
 // Snapshot: a copy in host memory of the state that this rank saves, so that training goes on while it is written.
 
+#include <optional>
 #include <vector>
 
 #include "lib/checkpoint/slab.h"
+#include "lib/core/gpu.h"
 #include "lib/optim/param_arena.h"
 
 namespace dstrain {
 
-// The state's roles in checkpoints.
+// The state's roles in checkpoints, in the order of Role.
 constexpr const char* kRoles[] = {"weight", "exp_avg", "exp_avg_sq"};
 
-// A piece's part of one role as the checkpoint names it, in the memory of `flat` (master, exp_avg or exp_avg_sq).
-TensorSlab slab_of(const ParamArena::Entry& entry, const char* role, const Tensor& flat);
+// A piece's part of one role as the checkpoint names it; `data` is host memory for the entry's elements.
+TensorSlab slab_of(const ParamArena::Entry& entry, Role role, float* data);
 
 class Snapshot {
  public:
   // Of `replicas` data ranks that hold the same state this one, `replica`, saves its share (assign_writers). The arena
-  // is borrowed.
+  // is borrowed. On CUDA the memory is page-locked.
   Snapshot(const ParamArena& params, int replica, int replicas);
 
   std::size_t bytes() const { return memory_.bytes(); }
-  // Copies the state. The only time that a save takes from training.
-  void take(ThreadPool& pool);
-  // What this rank writes, in the snapshot's memory.
+  // Copies the state as it is after what `stream` holds so far. On the CPU it is done on return, and that is the only
+  // time that a save takes from training. On CUDA it runs on a queue of its own beside the next forward and backward:
+  // whoever writes the state next must be made to wait for copied().
+  void take(Stream& stream);
+  // Waits until the copy is complete.
+  void wait() const;
+  // Null on the CPU.
+  const gpu::Event* copied() const { return gpu_ ? &gpu_->copied : nullptr; }
+  // What this rank writes, in the snapshot's memory; complete after wait().
   std::span<const TensorSlab> slabs() const { return slabs_; }
 
  private:
-  struct Copy {
-    const std::byte* from;
+  struct Part {
+    Role role;
+    FlatRange range;
     std::byte* to;
-    std::size_t bytes;
   };
+  struct Gpu {
+    gpu::Queue queue;
+    gpu::Event ready, copied;
+    Buffer staging;  // of split masters
+  };
+  void copy_parts(Stream& stream);
+
+  const ParamArena& params_;
   Buffer memory_;
   std::vector<TensorSlab> slabs_;
-  std::vector<Copy> copies_;  // cut into tiles for the pool
+  std::vector<Part> parts_;
+  std::optional<Gpu> gpu_;
 };
 
 }  // namespace dstrain

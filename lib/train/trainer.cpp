@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <tuple>
 #include <utility>
 
 #include "kernels/cpu/blas.h"
@@ -13,18 +12,6 @@
 #include "lib/train/weights.h"
 
 namespace dstrain {
-
-int pool_threads(const Config& config, const World& world) {
-  if (config.run.threads > 0) return static_cast<int>(config.run.threads);
-  // A launcher that binds each rank has shared the cores out already.
-  const int cores = available_cores();
-  return cores < online_cores() ? cores : std::max(1, cores / world.local_size());
-}
-
-Device run_device(const Config& config) {
-  require(config.run.device != "cuda", ExitCode::device, "run.device: cuda, but this build has no CUDA");
-  return Device::cpu;
-}
 
 Trainer::Trainer(const Config& config, World& world, const Files& files, const Clock& clock, bool quiet)
     : config_(config),
@@ -64,6 +51,7 @@ void Trainer::start() {
   require(!config_.data.train.empty(), ExitCode::usage, "data.train: no token file to train on");
   const Device device = run_device(config_);
   const Mesh mesh(mesh_sizes(config_.parallel));
+  use_device(config_, world_, device);
   checkpoint_groups_ = make_groups(world_, mesh, Poster::checkpoint);
   loader_groups_ = make_groups(world_, mesh, Poster::loader);
   Agreement everyone(*checkpoint_groups_.control);
@@ -75,8 +63,10 @@ void Trainer::start() {
   });
   log_ = std::make_unique<Log>(first_rank_ && !quiet_, first_rank_ ? directory_.log() : "");
 
-  const RankPlan plan = plan_rank(config_, mesh, world_.rank());
-  engine_ = std::make_unique<Engine>(config_, world_, mesh, device, pool_threads(config_, world_), plan.sizes);
+  const RankPlan plan = plan_rank(config_, mesh, world_.rank(), device);
+  // Before the engine takes its memory.
+  peak_ = peak_flops(config_, device);
+  engine_ = make_engine(config_, world_, mesh, device, pool_threads(config_, world_), plan);
   everyone.together([&] {
     sources_ = std::make_unique<TokenSources>(files_, paths_of(config_.data.train), config_.model.vocab_size);
     sampler_ = std::make_unique<Sampler>(sources_->tokens(), config_.training.sequence_length, config_.run.seed, true);
@@ -90,35 +80,49 @@ void Trainer::start() {
   everyone.together([&] {
     if (first_rank_) require_free_space(files_, directory_.path(), static_cast<std::uint64_t>(state_bytes));
   });
+  tune();
   restore_latest_or_initialize();
   // Only now is it known that the directory's run is this job's.
   everyone.together([&] {
     if (first_rank_) directory_.write_job(files_, config_);
   });
-  loader_ =
-      std::make_unique<Loader>(*sources_, *sampler_, data_plan(config_, engine_->coordinates(), -1),
-                               loader_groups_.replica->size() > 1 ? loader_groups_.replica.get() : nullptr, clock_);
+  loader_ = std::make_unique<Loader>(
+      *sources_, *sampler_, data_plan(config_, engine_->coordinates(), -1, device == Device::cuda),
+      loader_groups_.replica->size() > 1 ? loader_groups_.replica.get() : nullptr, clock_);
   if (first_rank_) metrics_ = std::make_unique<MetricsFile>(files_, directory_.metrics(), state_.step);
 
   // Rates and costs of all ranks together.
-  double sums[3] = {plan.step.total().flops, plan.step.total().flops_full, measure_matmul_rate(engine_->stream())};
-  engine_->groups().control->all_reduce(engine_->stream(), Tensor(sums, DType::f64, Device::cpu, {3}), ReduceOp::sum);
-  std::tie(flops_, flops_full_, ceiling_) = std::tuple(sums[0], sums[1], sums[2]);
+  flops_ = everyone.sum(plan.step.total().flops);
+  flops_full_ = everyone.sum(plan.step.total().flops_full);
+  ceiling_ = everyone.sum(peak_ > 0 ? peak_ : measure_matmul_rate(engine_->stream()));
   print_start(plan);
 }
 
-void Trainer::restore_latest_or_initialize() {
+void Trainer::tune() {
   engine_->initialize(config_.run.seed);
+  if (engine_->stream().device() != Device::cuda) return;
+  // Every rank reads what the first one measured in an earlier run: choices change speed, and bits only when the job is
+  // not deterministic.
+  const std::string path = directory_.tuned();
+  const std::string known = files_.exists(path) ? read_file(files_, path) : "";
+  const std::string tuned = engine_->tune(known);
+  Agreement(*checkpoint_groups_.control).together([&] {
+    if (first_rank_ && tuned != known) write_file_atomically(files_, path, tuned);
+  });
+}
+
+void Trainer::restore_latest_or_initialize() {
   const auto restored = checkpointer_->restore([&](const std::string& line) { log_->warn(line); });
   if (restored) {
     state_ = *restored;
+    engine_->set_updates(state_.optimizer_step);
     saved_step_ = state_.step;
     log_->info(format("resumed from step {}", state_.step));
   } else if (!config_.model.weights.empty()) {
     Agreement(*checkpoint_groups_.control).together([&] {
       const SafetensorsModel weights(files_, config_.model.weights);
       check_all_used(config_.model, weights);
-      load_weights(engine_->stage().model(), weights);
+      load_weights(*engine_, weights);
     });
   }
   state_.seed = config_.run.seed;
@@ -129,73 +133,148 @@ void Trainer::restore_latest_or_initialize() {
 void Trainer::print_start(const RankPlan& plan) {
   if (!first_rank_) return;
   const MeshSizes& m = engine_->mesh().sizes();
-  log_->info(format("{}: {}, {} rank(s) of {} thread(s); float32; matmul ceiling {} FLOP/s", config_.run.name,
-                    m.to_string(), m.ranks(), engine_->pool().threads(), human_count(ceiling_)));
-  std::string memory;
+  const bool gpu = engine_->stream().device() == Device::cuda;
+  log_->info(format("{}: {}, {} rank(s) of {} thread(s) on {}; {}{}; {} {} FLOP/s", config_.run.name, m.to_string(),
+                    m.ranks(), engine_->pool().threads(), gpu ? gpu::info(gpu::current()).name : std::string("cpu"),
+                    config_.precision.compute, config_.precision.tf32 ? " (TF32 matmuls)" : "",
+                    peak_ > 0 ? "vendor's peak" : "measured matmul ceiling", human_count(ceiling_)));
+  std::string memory, host;
   std::size_t total = 0;
   for (const MemoryRow& row : plan.memory) {
-    memory += format("{}{} {}", memory.empty() ? "" : ", ", row.purpose, human_bytes(static_cast<double>(row.bytes)));
-    total += row.bytes;
+    std::string& list = row.host ? host : memory;
+    list += format("{}{} {}", list.empty() ? "" : ", ", row.purpose, human_bytes(static_cast<double>(row.bytes)));
+    if (row.host == false) total += row.bytes;
   }
-  log_->info(format("memory of rank 0: {}", memory));
+  log_->info(format("{}memory of rank 0: {}", gpu ? "GPU " : "", memory));
+  if (gpu) {
+    log_->info(format("host memory of rank 0: {}", host));
+    print_gpu();
+  }
   const cpu::BlasInfo blas = cpu::blas_info();
-  log_->info(format("BLAS kernel {}", blas.kernel));
-  if (!blas.wanted.empty())
+  if (!gpu) log_->info(format("BLAS kernel {}", blas.kernel));
+  if (!gpu && !blas.wanted.empty())
     log_->warn(
         format("BLAS runs its kernel {}, the processor allows {}: see dstrain doctor", blas.kernel, blas.wanted));
   progress_ =
       std::make_unique<Progress>(!quiet_, std::string(world_.kind()) != "mpi", clock_, config_.training.steps, total);
 }
 
+// The fast paths in use, and how ranks talk.
+void Trainer::print_gpu() {
+  std::string paths = engine_->stream().kernel_state() ? engine_->stream().kernel_state()->fast_paths() : "";
+  std::size_t begin = 0;
+  for (std::size_t end; (end = paths.find('\n', begin)) != std::string::npos; begin = end + 1)
+    log_->info(paths.substr(begin, end - begin));
+  if (begin < paths.size()) log_->info(paths.substr(begin));
+  log_->info(format("passes are {}; gradients are reduced {}",
+                    engine_->graphs() ? "recorded and started as CUDA graphs" : "launched op by op",
+                    engine_->overlaps() ? "beside the last backward" : "after the last backward"));
+  const gpu::MemoryUse use = gpu::memory_use();
+  std::size_t arenas = 0;
+  for (const MemoryRow& row : engine_->memory())
+    if (!row.host) arenas += row.bytes;
+  log_->info(format("GPU memory in use {}: arenas {}, context and libraries {}",
+                    human_bytes(static_cast<double>(use.total - use.free)), human_bytes(static_cast<double>(arenas)),
+                    human_bytes(static_cast<double>(use.total - use.free) - static_cast<double>(arenas))));
+}
+
 void Trainer::loop() {
   if (evaluator_ && state_.step == 0) evaluate();  // what training starts from
   while (state_.step < config_.training.steps && !stopped_) {
-    const StepRecord record = train_step();
-    if (first_rank_) {
-      metrics_->write(record);
-      progress_->step(record);
-    }
+    profile_before(state_.step + 1);
+    enqueue_step();
+    profile_after(state_.step);
+    const bool last = state_.step == config_.training.steps;
+    const bool evaluates = evaluator_ && (due(config_.eval.every) || last);
+    // The host looks at results a step late, but for what must know them.
+    settle(last || evaluates || due(config_.checkpoint.every) ? 0 : engine_->lag());
+    if (stopped_) settle(0);
     if (due(config_.checkpoint.every) || stopped_) save();
-    if (evaluator_ && !stopped_ && (due(config_.eval.every) || state_.step == config_.training.steps)) evaluate();
+    if (evaluates && !stopped_) evaluate();
     report_saves(checkpointer_->poll(), false);
   }
 }
 
-StepRecord Trainer::train_step() {
-  const double begin = clock_.now();
+// What is traced are whole steps: those before and after are not under way meanwhile.
+void Trainer::profile_before(Index step) {
+  const std::vector<double>& steps = config_.profile.steps;
+  if (steps.empty() || static_cast<double>(step) != steps[0]) return;
+  settle(0);
+  trace_ = std::make_unique<StepTrace>(engine_->stream(), clock_, world_.rank());
+}
+
+void Trainer::profile_after(Index step) {
+  const bool end = static_cast<double>(step) >= std::min(config_.profile.steps.empty() ? 0.0 : config_.profile.steps[1],
+                                                         static_cast<double>(config_.training.steps));
+  if (!trace_ || !(end || stopped_)) return;
+  settle(0);
+  const std::string path = directory_.trace(world_.rank());
+  write_file_atomically(files_, path, trace_->finish());
+  trace_.reset();
+  if (first_rank_)
+    log_->info(
+        format("trace of steps {} to {} written to {}", config_.profile.steps[0], config_.profile.steps[1], path));
+}
+
+void Trainer::enqueue_step() {
+  UnderWay step{.begin = clock_.now()};
   const StepData& data = loader_->next(state_.next_sample);
-  const double lr = learning_rate(config_.lr_schedule, config_.optimizer.lr, config_.training.steps, state_.step + 1);
-  const StepResult result = engine_->train_step(data.batches, static_cast<double>(data.valid_tokens), lr,
-                                                state_.optimizer_step + 1, signal_.received());
-  if (!result.finite && config_.guard.on_nonfinite == "abort")
+  step.step = state_.step + 1;
+  step.lr = learning_rate(config_.lr_schedule, config_.optimizer.lr, config_.training.steps, step.step);
+  step.wait_seconds = data.wait_seconds;
+  step.valid_tokens = data.valid_tokens;
+  step.tokens = state_.tokens + data.valid_tokens;
+  step.stall_seconds = std::exchange(pending_stall_, 0);
+  engine_->enqueue_step(data.batches, static_cast<double>(data.valid_tokens), step.lr, signal_.received());
+  ++state_.step;
+  state_.next_sample += config_.training.global_batch_size;
+  state_.tokens = step.tokens;
+  under_way_.push_back(step);
+}
+
+void Trainer::settle(std::size_t left) {
+  while (under_way_.size() > left) {
+    const StepRecord record = record_of_oldest();
+    if (!first_rank_) continue;
+    metrics_->write(record);
+    progress_->step(record);
+  }
+}
+
+StepRecord Trainer::record_of_oldest() {
+  const UnderWay step = under_way_.front();
+  const StepResult result = engine_->take_result();
+  under_way_.pop_front();
+  if (!result.finite && config_.guard.on_nonfinite == "abort") {
+    // Steps enqueued since have changed nothing: the device has halted updates.
+    state_.step = step.step - 1;
     throw Error(
         ExitCode::nonfinite,
         format("step {}: loss {}, gradient norm {}: not finite, and guard.on_nonfinite is abort; weights are as "
                "after step {}",
-               state_.step + 1, result.loss, result.grad_norm, state_.step),
+               step.step, result.loss, result.grad_norm, step.step - 1),
         true);
+  }
   if (!result.finite && first_rank_)
-    log_->warn(format("step {}: loss {}, gradient norm {}: not finite, update skipped", state_.step + 1, result.loss,
+    log_->warn(format("step {}: loss {}, gradient norm {}: not finite, update skipped", step.step, result.loss,
                       result.grad_norm));
-  ++state_.step;
-  state_.optimizer_step += result.finite ? 1 : 0;
-  state_.next_sample += config_.training.global_batch_size;
-  state_.tokens += data.valid_tokens;
-  stopped_ = result.stop;
+  state_.optimizer_step = result.updates;
+  stopped_ = stopped_ || result.stop;
 
-  const double seconds = clock_.now() - begin;
-  return {.step = state_.step,
-          .tokens = state_.tokens,
+  const double now = clock_.now(), seconds = now - std::max(step.begin, settled_at_);
+  settled_at_ = now;
+  return {.step = step.step,
+          .tokens = step.tokens,
           .loss = result.loss,
           .grad_norm = result.grad_norm,
-          .lr = lr,
+          .lr = step.lr,
           .seconds = seconds,
-          .tokens_per_second = static_cast<double>(data.valid_tokens) / seconds,
+          .tokens_per_second = static_cast<double>(step.valid_tokens) / seconds,
           .mfu = flops_ / seconds / ceiling_,
           .mfu_full = flops_full_ / seconds / ceiling_,
-          .loader_wait_seconds = data.wait_seconds,
-          .checkpoint_stall_seconds = std::exchange(pending_stall_, 0),
-          .skipped = state_.step - state_.optimizer_step};
+          .loader_wait_seconds = step.wait_seconds,
+          .checkpoint_stall_seconds = step.stall_seconds,
+          .skipped = step.step - result.updates};
 }
 
 void Trainer::evaluate() {
@@ -209,7 +288,7 @@ void Trainer::evaluate() {
 
 void Trainer::save() {
   if (saved_step_ == state_.step) return;
-  const Checkpointer::Stall stall = checkpointer_->save(state_, engine_->pool());
+  const Checkpointer::Stall stall = checkpointer_->save(state_);
   pending_stall_ = stall.total();
   saved_step_ = state_.step;
 }

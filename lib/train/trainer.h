@@ -1,6 +1,7 @@
 #pragma once
 // The training loop, and what surrounds a step: data, evaluation, checkpoints, metrics, the end of a run.
 
+#include <deque>
 #include <memory>
 #include <optional>
 
@@ -12,7 +13,8 @@
 #include "lib/observe/progress.h"
 #include "lib/train/checkpointer.h"
 #include "lib/train/evaluate.h"
-#include "lib/train/plan.h"
+#include "lib/train/machine.h"
+#include "lib/train/profile.h"
 #include "lib/train/run_directory.h"
 #include "lib/train/stop_signal.h"
 
@@ -32,13 +34,26 @@ class Trainer {
   void start();
   void loop();
   void restore_latest_or_initialize();
-  StepRecord train_step();
+  void enqueue_step();
+  // Takes the results of steps under way until `left` are, and records them.
+  void settle(std::size_t left);
+  StepRecord record_of_oldest();
   void evaluate();
   void save();
   void report_saves(std::vector<Checkpointer::Outcome> outcomes, bool last);
   void finish();
   bool due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
+  void tune();
+  void profile_before(Index step);
+  void profile_after(Index step);
   void print_start(const RankPlan& plan);
+  void print_gpu();
+
+  // A step that was enqueued and whose result is not known.
+  struct UnderWay {
+    Index step = 0, tokens = 0, valid_tokens = 0;
+    double lr = 0, begin = 0, wait_seconds = 0, stall_seconds = 0;
+  };
 
   const Config config_;
   World& world_;
@@ -60,20 +75,18 @@ class Trainer {
   std::unique_ptr<Checkpointer> checkpointer_;
   std::unique_ptr<MetricsFile> metrics_;
   std::unique_ptr<Progress> progress_;
+  std::unique_ptr<StepTrace> trace_;
 
-  CheckpointState state_;
+  CheckpointState state_;  // of the steps enqueued; optimizer_step of those settled
+  std::deque<UnderWay> under_way_;
+  double settled_at_ = 0;  // when the last step's result was known
   bool stopped_ = false;
   Index saved_step_ = -1;
   std::int64_t failed_saves_ = 0;
   double pending_stall_ = 0;           // of the last save, for the next step's record
   double flops_ = 0, flops_full_ = 0;  // of a step, all ranks
-  double ceiling_ = 0;                 // FLOP/s, all ranks
+  double peak_ = 0;                    // FLOP/s of this rank's GPU by the vendor's word; 0: not known
+  double ceiling_ = 0;                 // FLOP/s that mfu is relative to, all ranks
 };
-
-// The threads of a rank's pool: run.threads; else the cores that the launcher bound the rank to; else the host's cores
-// divided by its ranks.
-int pool_threads(const Config& config, const World& world);
-// The device that the job asks for. Throws Error{device} when this build or machine has none.
-Device run_device(const Config& config);
 
 }  // namespace dstrain

@@ -24,8 +24,9 @@ std::string name_in_files(const SafetensorsModel& weights, const std::string& na
 
 }  // namespace
 
-void load_weights(const StageModel& model, const SafetensorsModel& weights) {
-  model.visit([&](Param& param) {
+void load_weights(Engine& engine, const SafetensorsModel& weights) {
+  engine.stage().model().visit([&](Param& param) {
+    std::vector<float> master(static_cast<std::size_t>(param.numel()));  // padding: zeros
     for (const Piece& piece : param.pieces) {
       const std::string name = name_in_files(weights, piece.name);
       const SafetensorsFile& file = weights.file_of(name);
@@ -33,8 +34,9 @@ void load_weights(const StageModel& model, const SafetensorsModel& weights) {
       require(shape == piece.global, ExitCode::data, "{}: tensor '{}' has shape {}, the model's is {}", file.path(),
               name, shape.to_string(), piece.global.to_string());
       const std::vector<float> values = file.read_f32(name, piece.offset, piece.extent);
-      scatter_piece(param, piece, values.data(), param.master.as<float>());
+      scatter_piece(param, piece, values.data(), master.data());
     }
+    engine.write(param, Role::weight, master);
   });
 }
 
@@ -49,9 +51,10 @@ void check_all_used(const ModelConfig& config, const SafetensorsModel& weights) 
 }
 
 std::map<std::string, NamedTensor> gather_tensors(const StageModel& model,
-                                                  const std::function<const Tensor&(const Param&)>& storage) {
+                                                  const std::function<std::vector<float>(const Param&)>& values) {
   std::map<std::string, NamedTensor> tensors;
   model.visit([&](Param& param) {
+    const std::vector<float> memory = values(param);
     for (const Piece& piece : param.pieces) {
       NamedTensor& t = tensors[piece.name];
       if (t.values.empty()) {
@@ -59,7 +62,7 @@ std::map<std::string, NamedTensor> gather_tensors(const StageModel& model,
         t.values.resize(static_cast<std::size_t>(piece.global.numel()));
       }
       std::vector<float> part(static_cast<std::size_t>(piece.extent.numel()));
-      gather_piece(param, piece, storage(param).as<float>(), part.data());
+      gather_piece(param, piece, memory.data(), part.data());
       const bool matrix = piece.global.rank() == 2;
       const Index width = matrix ? piece.global[1] : piece.global[0],
                   columns = matrix ? piece.extent[1] : piece.extent[0];

@@ -15,6 +15,8 @@ DSTRAIN = os.path.abspath(sys.argv[1])
 SOURCE = pathlib.Path(sys.argv[2])
 MPI = ["mpirun", "--oversubscribe", "-n"]
 ENV = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+# Devices to test, as in tests/support/devices.h.
+DEVICES = [d for d in os.environ.get("DSTRAIN_TEST_DEVICES", "cpu").split(",") if d]
 WORDS = "the quick brown fox jumps over a lazy dog while many small models learn to write plain text".split()
 
 
@@ -48,7 +50,7 @@ def write_corpus(directory, documents=60):
 
 def job(directory, name, **overrides):
     text = f"""
-run: {{ dir: {directory}/{name}, seed: 3, threads: 1 }}
+run: {{ dir: {directory}/{name}, seed: 3, threads: 1, device: cpu }}
 model: {{ type: llama, vocab_size: 300, hidden_size: 32, num_hidden_layers: 4, num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 64 }}
 data: {{ tokenizer: {directory}/tokenizer.json, train: ['{directory}/train-*.h5'], eval: ['{directory}/eval-*.h5'] }}
 training: {{ steps: 10, sequence_length: 32, global_batch_size: 8, micro_batch_size: 2 }}
@@ -114,7 +116,9 @@ def test_text_to_text(d):
 def test_parity(d):
     """Reference results of transformers; a changed weight is noticed."""
     for name in ("llama_tiny", "gpt2_tiny"):
-        run("parity", SOURCE / "tests/golden" / name, says="pass")
+        for device in DEVICES:
+            run("parity", SOURCE / "tests/golden" / name, "--device", device, "--tolerance",
+                {"cpu": 1e-5, "cuda": 1e-4}[device], says="pass")
     broken = d / "broken"
     shutil.copytree(SOURCE / "tests/golden/llama_tiny", broken)
     data = bytearray((broken / "model.safetensors").read_bytes())
@@ -149,7 +153,9 @@ def test_bad_arguments(d):
     run("train", job(d, "typo"), "optimizer.wieght_decay=1", code=2, says="did you mean 'weight_decay'?")
     run("train", job(d, "few"), "parallel.pipeline=2", code=2, says="parallel")
     run("train", job(d, "few"), "parallel.pipeline=3", ranks=2, code=2, says="parallel")
-    run("train", job(d, "gpu"), "run.device=cuda", code=13, says="CUDA")
+    if "cuda" not in DEVICES:
+        run("train", job(d, "gpu"), "run.device=cuda", code=13, says="run.device: cuda")
+        run("plan", job(d, "gpu"), "run.device=cuda", "precision.compute=bfloat16", says="GPU total")
     run("train", job(d, "none"), "data.train=[]", code=2, says="data.train")
     run("train", job(d, "wide"), "model.hidden_size=512", "model.num_attention_heads=1", "model.num_key_value_heads=1", code=2, says="256")
     run("eval", d / "norun", code=2, says="norun")
@@ -271,6 +277,63 @@ def test_kills(d):
     run("train", job(d, "killed"), *overrides)
     run("checkpoint", "diff", d / "whole/checkpoints/step_00000060", d / "killed/checkpoints/step_00000060")
     check(metrics(d / "killed", "loss") == metrics(d / "whole", "loss"), "losses of a run that was killed 50 times")
+
+
+def test_gpu(d):
+    """The same jobs on a GPU: losses of the CPU, ranks that share it, the same bits recorded or not, either way resumed."""
+    if "cuda" not in DEVICES:
+        print("not asked for: DSTRAIN_TEST_DEVICES has no cuda")
+        return
+    prepared(d)
+    run("train", job(d, "cpu"))
+    reference = metrics(d / "cpu", "loss")
+
+    def close(name, bound):
+        for a, b in zip(metrics(d / name, "loss"), reference, strict=True):
+            check(abs(a - b) <= bound * b, f"{name}: loss {a}, the CPU has {b}")
+
+    gpu = "run.device=cuda"
+    run("train", job(d, "gpu"), gpu, says="CUDA graphs")
+    close("gpu", 1e-4)
+    run("train", job(d, "plain"), gpu, "cuda.graphs=never", "cuda.tune=false")
+    run("checkpoint", "diff", d / "gpu/checkpoints/step_00000010", d / "plain/checkpoints/step_00000010")
+    run("train", job(d, "shared"), gpu, "parallel.tensor=2", "parallel.pipeline=2", ranks=4)
+    close("shared", 1e-4)
+    run("train", job(d, "threads"), gpu, "parallel.data=2", "parallel.tensor=2", "--ranks", 4)
+    close("threads", 1e-4)
+    for master in ("float32", "split"):
+        run("train", job(d, f"bf16-{master}"), gpu, "precision.compute=bfloat16", f"precision.master={master}")
+        close(f"bf16-{master}", 2 ** -8 * 12)
+    # Half the steps on one device, the rest on the other.
+    for first, second in (("cuda", "cpu"), ("cpu", "cuda")):
+        run("train", job(d, f"from-{first}"), f"run.device={first}", "training.steps=5")
+        run("train", job(d, f"from-{first}"), f"run.device={second}", says="resumed from step 5")
+        close(f"from-{first}", 1e-4)
+    run("eval", d / "gpu", says="step 10")
+    text = run("generate", d / "gpu", "--prompt", "the quick", "--tokens", 20, "--temperature", 0)
+    check(text == run("generate", d / "gpu", "--prompt", "the quick", "--tokens", 20, "--temperature", 0), "repeatable")
+    run("train", job(d, "huge"), gpu, "model.hidden_size=16384", "model.intermediate_size=65536",
+        "model.num_hidden_layers=64", code=13, says=["GPU memory", "the plan counts"])
+    traced(d, gpu)
+
+
+def traced(d, *overrides):
+    name = "traced" + str(len(overrides))
+    run("train", job(d, name), "profile.steps=[3, 4]", *overrides, says="trace.json")
+    events = json.loads((d / name / "trace.json").read_text())["traceEvents"]
+    check(len(events) > 20 and all(e["dur"] >= 0 for e in events), f"{len(events)} events")
+
+
+def test_debug_and_profile(d):
+    """debug and profile keys, on every device."""
+    prepared(d)
+    traced(d)
+    for device in DEVICES:
+        run("train", job(d, f"checked-{device}"), f"run.device={device}", "debug.check_finite=true", "debug.blocking=true")
+        # A learning rate that throws the weights out of float32's range.
+        output = run("train", job(d, f"broken-{device}"), f"run.device={device}", "debug.check_finite=true",
+                     "optimizer.lr=1000", "optimizer.weight_decay=100", "training.steps=200", code=12, says="not finite")
+        check("layer" in output and "micro-batch" in output and "op '" in output, output)
 
 
 def test_doctor_and_schedule(d):

@@ -44,7 +44,6 @@ TEST_CASE("each mistake in a job file has its own words and place") {
       {"zebra: 1\n", "job.yaml:4:1: zebra: unknown key"},
       {"optimizer: {lr: 1.0, lr: 2.0}\n", "job.yaml:4:22: optimizer.lr: given twice; first at 4:13"},
       {"eval: {every: 0}\neval: {every: 0}\n", "job.yaml:5:1: eval: given twice; first at 4:1"},
-      {"precision: {tf32: true}\n", "job.yaml:4:13: precision.tf32: not in this version: TF32"},
       {"optimizer: {shard: state}\n", "job.yaml:4:13: optimizer.shard: not in this version: sharded optimizer state"},
       {"guard: {on_spike: warn}\n", "job.yaml:4:9: guard.on_spike: not in this version: a guard against loss spikes"},
       {"moe: {experts: 8}\n", "job.yaml:4:1: moe: not in this version: mixture of experts"},
@@ -123,9 +122,8 @@ TEST_CASE("each mistake in a job file has its own words and place") {
       {"data: {tokenizer: [a]}\n", "job.yaml:4:8: data.tokenizer: expected text, found a list"},
       {"lr_schedule: {type: cosin}\n",
        "job.yaml:4:15: lr_schedule.type: expected one of constant, cosine, wsd, found 'cosin'; did you mean 'cosine'?"},
-      {"precision: {compute: bfloat16}\n",
-       "job.yaml:4:13: precision.compute: expected float32, found 'bfloat16': other precisions are not in this "
-       "version"},
+      {"precision: {compute: bf16}\n",
+       "job.yaml:4:13: precision.compute: expected one of float32, bfloat16, found 'bf16'"},
       {"guard: {on_nonfinite: rollback}\n",
        "job.yaml:4:9: guard.on_nonfinite: expected one of abort, skip, found 'rollback'"},
       // lists of files

@@ -63,7 +63,7 @@ void check_cross_entropy(Index rows, Index columns, Index valid, Index ranks, DT
                                     .weights = weights,
                                     .first_column = r * share,
                                     .valid_columns = std::clamp<Index>(valid - r * share, 0, share),
-                                    .scale = kScale,
+                                    .scale = t.values({1}, DType::f32, {static_cast<double>(kScale)}),
                                     .gradient = gradient});
       }
       losses.push_back(loss.as<double>()[0]);
@@ -126,8 +126,13 @@ TEST_CASE("cross_entropy: known answers, extremes and padding rows") {
   const Tensor targets = t.values({3}, DType::i32, {1, 0, 7}), weights = t.values({3}, DType::f32, {1, 1, 0});
   const Tensor stats = t.unset({1, 3, 3}, DType::f32), loss = t.values({1}, DType::f64, {0});
   t.launch(CrossEntropyStats{.stats = stats.view({3, 3}), .logits = logits, .targets = targets, .valid_columns = 2});
-  t.launch(CrossEntropyFinish{
-      .loss = loss, .logits = logits, .stats = stats, .targets = targets, .weights = weights, .valid_columns = 2});
+  t.launch(CrossEntropyFinish{.loss = loss,
+                              .logits = logits,
+                              .stats = stats,
+                              .targets = targets,
+                              .weights = weights,
+                              .valid_columns = 2,
+                              .scale = t.values({1}, DType::f32, {1})});
   t.expect("loss", loss, {std::log(1.5)}, {4 * kUnit});
   const double third = 1.0 / 3;
   t.expect("dlogits", logits, {third, -third, 0, 0, 0, 0, 0, 0, 0}, {4 * kUnit, 4 * kUnit, 0, 0, 0, 0, 0, 0, 0});

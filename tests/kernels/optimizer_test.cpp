@@ -1,9 +1,11 @@
-// SquaredNorm, ClipCoefficient and AdamW.
+// SquaredNorm, UpdateScalars, AdamW, split masters and FiniteCheck.
 #include <cmath>
 #include <cstring>
 
 #include "kernels/adamw.h"
+#include "kernels/finite.h"
 #include "kernels/gradient_norm.h"
+#include "kernels/split_master.h"
 #include "tests/kernels/op_case.h"
 
 using namespace dstrain;
@@ -27,22 +29,89 @@ TEST_CASE("squared_norm adds to its result in float64") {
                 "squared_norm: result is f32, expected f64");
 }
 
-TEST_CASE("clip_coefficient follows torch") {
-  OpCase t(1, true);
-  const Tensor scalars = t.values({4}, DType::f32, {7, 7, 7, 7}), norm = t.values({1}, DType::f64, {0});
-  const auto coefficient = [&](double squared, float max_norm) {
-    norm.as<double>()[0] = squared;
-    t.launch(ClipCoefficient{.scalars = scalars, .squared_norm = norm, .max_norm = max_norm});
-    return scalars.as<float>()[1];
+TEST_CASE("update_scalars: torch's clipping, bias corrections, and what is not finite") {
+  struct Case {
+    double squared, loss;
+    float max_norm;
+    bool halt;
+    Index updates, halted;  // before
+    double clip;            // NaN: none
+    Index updates_after, halted_after;
   };
-  CHECK(coefficient(16, 1) == static_cast<float>(1 / (4 + 1e-6)));
-  CHECK(coefficient(0.25, 1) == 1);
-  CHECK(coefficient(16, 0) == 1);
-  CHECK(std::isnan(coefficient(INFINITY, 1)));
-  CHECK(std::isnan(coefficient(NAN, 0)));
-  CHECK((scalars.as<float>()[0] == 7 && scalars.as<float>()[2] == 7 && scalars.as<float>()[3] == 7));
-  check_rejects([&] { coefficient(1, -1); }, "clip_coefficient: max_norm -1");
-  t.check_guards();
+  const double nan = std::nan(""), infinity = INFINITY;
+  for (const Case& c : {Case{16, 3, 1, false, 0, 0, 1 / (4 + 1e-6), 1, 0}, Case{0.25, 3, 1, true, 6, 0, 1, 7, 0},
+                        Case{16, 3, 0, false, 999, 0, 1, 1000, 0}, Case{infinity, 3, 1, false, 4, 0, nan, 4, 0},
+                        Case{nan, 3, 0, true, 4, 0, nan, 4, 1}, Case{16, nan, 1, true, 4, 0, nan, 4, 1},
+                        Case{16, 3, 1, true, 4, 1, nan, 4, 1}}) {
+    CAPTURE(c.squared, c.loss, c.max_norm, c.halt, c.updates, c.halted);
+    for_each_run([&](OpCase& t) {
+      const Tensor scalars = t.values({4}, DType::f32, {7, 7, 7, 7});
+      const Tensor state = t.values({2}, DType::i64, {static_cast<double>(c.updates), static_cast<double>(c.halted)});
+      t.launch(UpdateScalars{.scalars = scalars,
+                             .state = state,
+                             .squared_norm = t.values({1}, DType::f64, {c.squared}),
+                             .loss = t.values({1}, DType::f64, {c.loss}),
+                             .max_norm = c.max_norm,
+                             .beta1 = 0.9,
+                             .beta2 = 0.95,
+                             .halt = c.halt});
+      if (!t.compare()) return;
+      t.expect_equal("state", state, {static_cast<double>(c.updates_after), static_cast<double>(c.halted_after)});
+      const Doubles found = to_doubles(scalars);
+      CHECK(found[0] == 7);
+      if (std::isnan(c.clip)) {
+        CHECK(std::isnan(found[1]));
+        return;
+      }
+      const auto n = static_cast<double>(c.updates_after);
+      t.expect("scalars", scalars, {7, c.clip, 1 - std::pow(0.9, n), 1 - std::pow(0.95, n)}, {0, kUnit, kUnit, kUnit});
+    });
+  }
+  OpCase t(1, true);
+  check_rejects(
+      [&] {
+        t.launch(UpdateScalars{.scalars = t.unset({4}, DType::f32),
+                               .state = t.unset({2}, DType::i64),
+                               .squared_norm = t.unset({1}, DType::f64),
+                               .loss = t.unset({1}, DType::f64),
+                               .max_norm = -1});
+      },
+      "update_scalars: max_norm -1");
+}
+
+TEST_CASE("a split master is exact, and its bfloat16 is rounded half away from zero") {
+  for_each_run([&](OpCase& t) {
+    const Index n = 70001;
+    const Tensor master = t.normal({n}, DType::f32), back = t.unset({n}, DType::f32);
+    const Tensor hi = t.unset({n}, DType::bf16), low = t.unset({n}, DType::u16);
+    t.launch(SplitMaster{.hi = hi, .low = low, .master = master});
+    t.launch(JoinMaster{.master = back, .hi = hi, .low = low});
+    // 1 + 2^-8 lies half-way between 1 and 1 + 2^-7.
+    const Tensor ties = t.values({4}, DType::f32, {1 + 0x1p-8, -1 - 0x1p-8, 0, 3});
+    const Tensor tie_hi = t.unset({4}, DType::bf16), tie_low = t.unset({4}, DType::u16);
+    t.launch(SplitMaster{.hi = tie_hi, .low = tie_low, .master = ties});
+    if (!t.compare()) return;
+    t.expect_equal("joined", back, to_doubles(master));
+    // Half a unit in the last of eight places.
+    const Doubles exact = to_doubles(master);
+    t.expect("bfloat16", hi, exact, generate(exact.size(), [&](std::size_t i) { return std::abs(exact[i]) * 0x1p-8; }));
+    t.expect_equal("ties", tie_hi, {1 + 0x1p-7, -1 - 0x1p-7, 0, 3});
+  });
+}
+
+TEST_CASE("finite_check sees one bad value, and none in a gap") {
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const double bad : {0.0, static_cast<double>(INFINITY), -static_cast<double>(INFINITY), std::nan("")})
+      for_each_run([&](OpCase& t) {
+        Doubles values(3 * 1001, 1.0);
+        values[2500] = bad;
+        const Tensor x = t.values({3, 1001}, dtype, values), flag = t.values({1}, DType::i32, {0});
+        t.launch(FiniteCheck{.flag = flag, .x = x});
+        if (t.compare()) t.expect_equal("flag", flag, {bad == 0 ? 0.0 : 1.0});
+        const Tensor gapped = t.normal({5, 33}, dtype, 1, 7), set = t.values({1}, DType::i32, {1});
+        t.launch(FiniteCheck{.flag = set, .x = gapped});
+        if (t.compare()) t.expect_equal("left", set, {1});
+      });
 }
 
 namespace {

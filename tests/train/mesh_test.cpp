@@ -1,6 +1,7 @@
 // Every mesh trains the same model as one rank does.
 
 #include "tests/support/catch.h"
+#include "tests/support/devices.h"
 #include "tests/train/tiny_job.h"
 
 using namespace dstrain;
@@ -26,8 +27,9 @@ void check_equal(const TinyModel& model, const TinyResult& ours, const TinyResul
 }
 
 // This rank's own pieces of the gradients.
-void check_owned(const StageModel& stage, const std::map<std::string, NamedTensor>& reference, double tolerance) {
-  const auto mine = gather_tensors(stage, [](const Param& p) -> const Tensor& { return p.gradient; });
+void check_owned(Engine& engine, const std::map<std::string, NamedTensor>& reference, double tolerance) {
+  const StageModel& stage = engine.stage().model();
+  const auto mine = gather_tensors(stage, [&](const Param& p) { return engine.gradient(p); });
   stage.visit([&](Param& param) {
     for (const Piece& piece : param.pieces) {
       const NamedTensor &ours = mine.at(piece.name), &theirs = reference.at(piece.name);
@@ -51,32 +53,47 @@ void check_owned(const StageModel& stage, const std::map<std::string, NamedTenso
 
 TEST_CASE("every mesh of 1 to 8 ranks gives the gradients and losses of one rank", "[mesh]") {
   for (const TinyModel& model : tiny_models()) {
-    const Config one = tiny_job(model.yaml, 1, 1, 1, 8);
+    const Config one = tiny_job(model.yaml, 1, 1, 1, 8);  // on the CPU
     const TinyResult reference = run_tiny_threads(one, kSteps);
     const std::vector<double> spread = loss_spread(one, reference, kSteps);
     CHECK(reference.losses.back() < reference.losses.front());
-    int meshes = 0;
-    for (const int ranks : {1, 2, 3, 4, 6, 8})
-      for (int tensor = 1; tensor <= ranks; ++tensor)
-        for (int pipeline = 1; tensor * pipeline <= ranks; ++pipeline) {
-          if (ranks % (tensor * pipeline) != 0 || !fits(model, tensor, pipeline)) continue;
-          const int data = ranks / (tensor * pipeline);
-          INFO(model.name << ": data " << data << ", tensor " << tensor << ", pipeline " << pipeline);
-          const Index micro = kSamples / data / (pipeline > 1 ? 3 : 1);
-          check_equal(model,
-                      run_tiny_threads(tiny_job(model.yaml, data, tensor, pipeline, std::max<Index>(1, micro)), kSteps),
-                      reference, spread);
-          ++meshes;
-        }
-    CHECK(meshes >= 16);
+    for (const std::string& device : test_devices()) {
+      int meshes = 0;
+      for (const int ranks : {1, 2, 3, 4, 6, 8})
+        for (int tensor = 1; tensor <= ranks; ++tensor)
+          for (int pipeline = 1; tensor * pipeline <= ranks; ++pipeline) {
+            if (ranks % (tensor * pipeline) != 0 || !fits(model, tensor, pipeline)) continue;
+            const int data = ranks / (tensor * pipeline);
+            INFO(model.name << " on " << device << ": data " << data << ", tensor " << tensor << ", pipeline "
+                            << pipeline);
+            const Index micro = std::max<Index>(1, kSamples / data / (pipeline > 1 ? 3 : 1));
+            check_equal(
+                model,
+                run_tiny_threads(tiny_job(model.yaml, data, tensor, pipeline, micro, {"run.device=" + device}), kSteps),
+                reference, spread);
+            ++meshes;
+          }
+      CHECK(meshes >= 16);
+    }
   }
 }
 
-TEST_CASE("the same job twice and with other thread counts gives the same bits", "[mesh]") {
-  const Config config = tiny_job(tiny_models()[1].yaml, 2, 2, 2, 4);
-  const TinyResult first = run_tiny_threads(config, 5), second = run_tiny_threads(config, 5);
-  CHECK(first.losses == second.losses);
-  for (const auto& [name, weights] : first.weights) CHECK(weights.values == second.weights.at(name).values);
+TEST_CASE("the same job twice gives the same bits, with passes recorded or not", "[mesh]") {
+  for (const std::string& device : test_devices())
+    for (const char* compute : {"float32", "bfloat16"}) {
+      const auto run = [&](int data, int tensor, int pipeline, const char* graphs) {
+        return run_tiny_threads(tiny_job(tiny_models()[1].yaml, data, tensor, pipeline, 4,
+                                         {"run.device=" + device, format("precision.compute={}", compute),
+                                          format("cuda.graphs={}", graphs)}),
+                                5);
+      };
+      const TinyResult first = run(2, 2, 2, "auto"), second = run(2, 2, 2, "auto");
+      CHECK(first.losses == second.losses);
+      for (const auto& [name, weights] : first.weights) CHECK(weights.values == second.weights.at(name).values);
+      const TinyResult recorded = run(1, 1, 1, "auto"), launched = run(1, 1, 1, "never");
+      CHECK(recorded.losses == launched.losses);
+      for (const auto& [name, weights] : recorded.weights) CHECK(weights.values == launched.weights.at(name).values);
+    }
 }
 
 // Under mpirun: this rank's pieces against a one-rank run of its own.
@@ -91,13 +108,15 @@ TEST_CASE("MPI ranks have the gradients and losses of one rank", "[.mpi]") {
         if (data * tensor * pipeline != world->size() || !fits(model, tensor, pipeline)) continue;
         INFO(model.name << ": data " << data << ", tensor " << tensor << ", pipeline " << pipeline);
         const TinyResult reference = run_tiny_threads(tiny_job(model.yaml, 1, 1, 1, 8), 3);
-        const Config config = tiny_job(model.yaml, data, tensor, pipeline, 3);
-        TinyResult ours;
-        std::mutex mutex;
-        run_tiny(*world, config, 3, 0, ours, mutex, [&](const StageModel& stage) {
-          check_owned(stage, reference.gradients, gradient_tolerance(model.layers, kSamples * kLength));
-        });
-        for (std::size_t i = 0; i < ours.losses.size(); ++i)
-          CHECK(std::fabs(ours.losses[i] - reference.losses[i]) <= 1e-5 * reference.losses[i]);
+        for (const std::string& device : test_devices()) {
+          const Config config = tiny_job(model.yaml, data, tensor, pipeline, 3, {"run.device=" + device});
+          TinyResult ours;
+          std::mutex mutex;
+          run_tiny(*world, config, 3, 0, ours, mutex, [&](Engine& engine) {
+            check_owned(engine, reference.gradients, gradient_tolerance(model.layers, kSamples * kLength));
+          });
+          for (std::size_t i = 0; i < ours.losses.size(); ++i)
+            CHECK(std::fabs(ours.losses[i] - reference.losses[i]) <= 1e-5 * reference.losses[i]);
+        }
       }
 }

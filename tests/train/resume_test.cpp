@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "tests/support/catch.h"
+#include "tests/support/devices.h"
 #include "tests/train/tiny_run.h"
 
 using namespace dstrain;
@@ -52,12 +53,25 @@ TEST_CASE("k steps and the rest after a resume give the bits of an unbroken run"
   const Fixture f;
   struct Layout {
     int model, data, tensor, pipeline;
+    const char* device;
+    bool bf16;
   };
-  for (const Layout& l : {Layout{0, 1, 1, 1}, Layout{1, 2, 2, 1}, Layout{2, 1, 3, 2}, Layout{3, 2, 1, 2}}) {
+  std::vector<Layout> layouts;
+  for (const std::string& device : test_devices())
+    for (const Layout& l :
+         {Layout{0, 1, 1, 1, "", false}, Layout{1, 2, 2, 1, "", false}, Layout{2, 1, 3, 2, "", false},
+          Layout{3, 2, 1, 2, "", false}, Layout{1, 1, 1, 2, "", true}, Layout{3, 1, 1, 1, "", true}}) {
+      layouts.push_back(l);
+      layouts.back().device = device == "cuda" ? "cuda" : "cpu";
+    }
+  for (const Layout& l : layouts) {
     const TinyModel& model = tiny_models()[static_cast<std::size_t>(l.model)];
     const int ranks = l.data * l.tensor * l.pipeline;
-    const auto layout = mesh(l.data, l.tensor, l.pipeline);
-    const std::string whole = format("whole-{}", l.model);
+    auto layout = mesh(l.data, l.tensor, l.pipeline);
+    layout.push_back(format("run.device={}", l.device));
+    if (l.bf16) layout.insert(layout.end(), {"precision.compute=bfloat16", "precision.master=split"});
+    const std::string tag = format("{}-{}-{}", l.model, l.device, l.bf16 ? "bf16" : "f32");
+    const std::string whole = "whole-" + tag;
     train_tiny(f.yaml(model, whole), ranks, layout);
     const auto expected = checkpoint_tensors(f.directory / whole, kSteps);
     const CheckpointState end =
@@ -67,8 +81,8 @@ TEST_CASE("k steps and the rest after a resume give the bits of an unbroken run"
     const auto expected_numbers = numbers_of(f.directory / whole);
     REQUIRE(expected_numbers.size() == kSteps + 4);
     for (const int k : {1, 5, 11}) {
-      INFO(model.name << ", " << ranks << " ranks, k " << k);
-      const std::string run = format("broken-{}-{}", l.model, k);
+      INFO(model.name << ", " << ranks << " ranks on " << l.device << (l.bf16 ? ", bf16" : "") << ", k " << k);
+      const std::string run = format("broken-{}-{}", tag, k);
       // The first part is a run of all steps that is stopped, so that the learning rates are the same: it saves after
       // k steps, then its later checkpoint and metrics are as if they had never been.
       train_tiny(f.yaml(model, run), ranks, with(layout, {format("checkpoint.every={}", k), "checkpoint.keep=100"}));
@@ -95,25 +109,32 @@ TEST_CASE("three resumes in a chain, over three epochs and more, give the bits o
 TEST_CASE("a checkpoint goes on under every other layout with identical parameters and optimizer state", "[resume]") {
   const Fixture f;
   const TinyModel& model = tiny_models()[1];
-  train_tiny(f.yaml(model, "from"), 4, mesh(1, 2, 2));
+  // From the last device that is tested, so that a GPU's checkpoint is read by CPU ranks too.
+  train_tiny(f.yaml(model, "from"), 4, with(mesh(1, 2, 2), {"run.device=" + test_devices().back()}));
   const auto expected = checkpoint_tensors(f.directory / "from", kSteps);
   struct Layout {
     int data, tensor, pipeline;
   };
-  for (const Layout& l :
-       {Layout{1, 1, 1}, Layout{2, 1, 1}, Layout{1, 4, 1}, Layout{1, 1, 3}, Layout{3, 2, 1}, Layout{2, 2, 2}}) {
-    INFO("data " << l.data << ", tensor " << l.tensor << ", pipeline " << l.pipeline);
+  std::vector<std::pair<Layout, std::string>> places;
+  for (const std::string& device : test_devices())
+    for (const Layout& l :
+         {Layout{1, 1, 1}, Layout{2, 1, 1}, Layout{1, 4, 1}, Layout{1, 1, 3}, Layout{3, 2, 1}, Layout{2, 2, 2}})
+      places.emplace_back(l, device);
+  for (const auto& [l, device] : places) {
+    INFO("data " << l.data << ", tensor " << l.tensor << ", pipeline " << l.pipeline << " on " << device);
     // Loads, finds no step left to do, and saves under the other layout after the old checkpoint is renamed away.
-    const std::string run = f.directory / format("to-{}-{}-{}", l.data, l.tensor, l.pipeline);
+    const std::string run = f.directory / format("to-{}-{}-{}-{}", l.data, l.tensor, l.pipeline, device);
     std::filesystem::create_directories(checkpoints_directory(run));
     std::filesystem::copy(checkpoints_directory(f.directory / "from") + "/" + step_name(kSteps),
                           checkpoints_directory(run) + "/" + step_name(kSteps));
-    const Config config =
-        resolve(parse_config(system_files(), "tiny.yaml", f.yaml(model, "to"), mesh(l.data, l.tensor, l.pipeline)),
-                l.data * l.tensor * l.pipeline);
+    const Config config = resolve(parse_config(system_files(), "tiny.yaml", f.yaml(model, "to"),
+                                               with(mesh(l.data, l.tensor, l.pipeline), {"run.device=" + device})),
+                                  l.data * l.tensor * l.pipeline);
     run_threads(l.data * l.tensor * l.pipeline, [&](World& world) {
       const Mesh mesh_of(mesh_sizes(config.parallel));
-      Engine engine(config, world, mesh_of, Device::cpu, 1, plan_rank(config, mesh_of, world.rank()).sizes);
+      use_device(config, world, run_device(config));
+      const auto owned = make_engine(config, world, mesh_of, run_device(config), 1);
+      Engine& engine = *owned;
       const Groups groups = make_groups(world, mesh_of, Poster::checkpoint);
       Checkpointer checkpointer(config, system_files(), system_clock(), checkpoints_directory(run), *groups.control,
                                 engine);
@@ -121,7 +142,7 @@ TEST_CASE("a checkpoint goes on under every other layout with identical paramete
       auto state = checkpointer.restore([](const std::string&) {});
       check(state.has_value(), "nothing to restore");
       state->step = kSteps + 1;
-      checkpointer.save(*state, engine.pool());
+      checkpointer.save(*state);
       for (const auto& outcome : checkpointer.finish())
         if (outcome.error) std::rethrow_exception(outcome.error);
     });

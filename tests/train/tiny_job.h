@@ -11,7 +11,7 @@
 
 #include "lib/config/resolve.h"
 #include "lib/core/rng.h"
-#include "lib/train/plan.h"
+#include "lib/train/machine.h"
 #include "lib/train/weights.h"
 
 namespace dstrain::test {
@@ -60,7 +60,7 @@ inline bool fits(const TinyModel& m, int tensor, int pipeline) {
 inline Config tiny_job(const std::string& model, int data, int tensor, int pipeline, Index micro,
                        const std::vector<std::string>& overrides = {}) {
   const std::string yaml = format(
-      "run: {{ dir: unused, seed: 7 }}\nmodel: {}\ndata: {{ train: [unused] }}\n"
+      "run: {{ dir: unused, seed: 7, device: cpu }}\nmodel: {}\ndata: {{ train: [unused] }}\n"
       "training: {{ steps: 20, sequence_length: {}, global_batch_size: {}, micro_batch_size: {} }}\n"
       "parallel: {{ data: {}, tensor: {}, pipeline: {}, bucket_bytes: 16384 }}\n"
       "optimizer: {{ lr: 3.0e-3 }}\nlr_schedule: {{ type: constant }}\n",
@@ -132,9 +132,9 @@ struct TinyResult {
 };
 
 // Copies the elements that this rank owns into the whole tensors.
-inline void collect_owned(const StageModel& model, const std::function<const Tensor&(const Param&)>& storage,
+inline void collect_owned(const StageModel& model, const std::function<std::vector<float>(const Param&)>& values,
                           std::map<std::string, NamedTensor>& into) {
-  const auto mine = gather_tensors(model, storage);
+  const auto mine = gather_tensors(model, values);
   model.visit([&](Param& param) {
     for (const Piece& piece : param.pieces) {
       if (!piece.owned) continue;
@@ -157,33 +157,38 @@ inline void collect_owned(const StageModel& model, const std::function<const Ten
 // that many ulps, up or down at random.
 // `look` sees the stage when the gradients of step 0 are there.
 inline void run_tiny(World& world, const Config& config, int steps, int nudge, TinyResult& result, std::mutex& mutex,
-                     const std::function<void(const StageModel&)>& look = {}) {
+                     const std::function<void(Engine&)>& look = {}) {
   const Mesh mesh(mesh_sizes(config.parallel));
-  Engine engine(config, world, mesh, Device::cpu, 1, plan_rank(config, mesh, world.rank()).sizes);
+  const Device device = run_device(config);
+  use_device(config, world, device);
+  const auto owned = make_engine(config, world, mesh, device, 1);
+  Engine& engine = *owned;
   engine.initialize(config.run.seed);
   if (nudge != 0)
     engine.stage().model().visit([&](Param& p) {
-      float* w = p.master.as<float>();
+      std::vector<float> w = engine.read(p, Role::weight);
       for (Index i = 0; i < p.numel(); ++i) {
-        if (w[i] == 0) continue;  // padding stays zero
+        float& v = w[static_cast<std::size_t>(i)];
+        if (v == 0) continue;  // padding stays zero
         const bool up =
             philox(static_cast<std::uint64_t>(nudge), p.pieces.front().name)(0, static_cast<std::uint64_t>(i))[0] & 1;
-        w[i] = std::nextafter(w[i], up ? 1e30f : -1e30f);
+        v = std::nextafter(v, up ? 1e30f : -1e30f);
       }
+      engine.write(p, Role::weight, w);
     });
   const int data_rank = engine.coordinates().data;
   {
     const TinyData data(config, data_rank, 0);
     engine.gradients(data.batches(), data.valid(), false);
-    if (look) look(engine.stage().model());
+    if (look) look(engine);
     const std::lock_guard lock(mutex);
     if (data_rank == 0)
       collect_owned(
-          engine.stage().model(), [](const Param& p) -> const Tensor& { return p.gradient; }, result.gradients);
+          engine.stage().model(), [&](const Param& p) { return engine.gradient(p); }, result.gradients);
   }
   for (int step = 0; step < steps; ++step) {
     const TinyData data(config, data_rank, step);
-    const StepResult r = engine.train_step(data.batches(), data.valid(), config.optimizer.lr, step + 1, false);
+    const StepResult r = engine.train_step(data.batches(), data.valid(), config.optimizer.lr, false);
     if (world.rank() == 0) {
       result.losses.push_back(r.loss);
       result.norms.push_back(r.grad_norm);
@@ -192,7 +197,7 @@ inline void run_tiny(World& world, const Config& config, int steps, int nudge, T
   const std::lock_guard lock(mutex);
   if (data_rank == 0)
     collect_owned(
-        engine.stage().model(), [](const Param& p) -> const Tensor& { return p.master; }, result.weights);
+        engine.stage().model(), [&](const Param& p) { return engine.read(p, Role::weight); }, result.weights);
 }
 
 inline TinyResult run_tiny_threads(const Config& config, int steps, int nudge = 0) {

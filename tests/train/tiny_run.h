@@ -56,7 +56,7 @@ inline void write_tokens(const std::string& prefix, Index tokens, std::uint64_t 
 // The job of a run in `directory`: 24 samples a step; 40 samples an epoch, so 20 steps are 12 epochs.
 inline std::string tiny_run_yaml(const std::string& model, const std::string& directory, const std::string& run) {
   return format(
-      "run: {{ dir: {}, seed: 7, threads: 1 }}\nmodel: {}\n"
+      "run: {{ dir: {}, seed: 7, threads: 1, device: cpu }}\nmodel: {}\n"
       "data: {{ train: ['{}/train-*.h5'], eval: ['{}/eval-*.h5'] }}\n"
       "training: {{ steps: 12, sequence_length: {}, global_batch_size: {}, micro_batch_size: 2 }}\n"
       "optimizer: {{ lr: 3.0e-3 }}\nlr_schedule: {{ type: cosine, warmup_steps: 2, min_lr: 1.0e-4 }}\n"

@@ -1,6 +1,9 @@
 #include "lib/core/gpu.h"
 
+#include <cublasLt.h>
 #include <cuda_runtime_api.h>
+#include <cudnn.h>
+#include <nccl.h>
 #include <nvtx3/nvToolsExt.h>
 
 #include <cstring>
@@ -44,6 +47,16 @@ Info info(int device) {
     i.uuid += digits[static_cast<unsigned char>(c) & 15];
   }
   return i;
+}
+
+std::vector<std::string> library_versions() {
+  const auto dotted = [](std::size_t v, std::size_t major, std::size_t minor) {
+    return format("{}.{}.{}", v / major, v % major / minor, v % minor);
+  };
+  int nccl = 0;
+  ncclGetVersion(&nccl);
+  return {"cuBLASLt " + dotted(cublasLtGetVersion(), 10000, 100), "cuDNN " + dotted(cudnnGetVersion(), 10000, 100),
+          "NCCL " + dotted(static_cast<std::size_t>(nccl), 10000, 100)};
 }
 
 void use(int device) { cuda_check(cudaSetDevice(device), "cudaSetDevice"); }
@@ -91,6 +104,13 @@ void* allocate_pinned(std::size_t bytes) {
 }
 
 void release_pinned(void* memory) noexcept { static_cast<void>(cudaFreeHost(memory)); }
+
+void copy_now(void* to, const void* from, std::size_t bytes) {
+  cuda_check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  cuda_check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "cudaMemcpy");
+  // From pageable memory cudaMemcpy may return before the last part has arrived.
+  cuda_check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+}
 
 Queue::Queue(Priority priority) {
   int least = 0, greatest = 0;

@@ -11,6 +11,7 @@ namespace {
 int count() { return 0; }
 std::string why_none() { return "this build has no CUDA"; }
 Info info(int) { none(); }
+std::vector<std::string> library_versions() { return {}; }
 void use(int) { none(); }
 int current() { none(); }
 MemoryUse memory_use() { none(); }
@@ -18,6 +19,7 @@ void* allocate(std::size_t) { none(); }
 void release(void*) noexcept {}
 void* allocate_pinned(std::size_t) { none(); }
 void release_pinned(void*) noexcept {}
+void copy_now(void*, const void*, std::size_t) { none(); }
 
 Queue::Queue(Priority) { none(); }
 Queue::~Queue() = default;
