@@ -1,6 +1,7 @@
 #pragma once
 // Who runs attention on CUDA. Pure functions: `plan` counts workspace by them, without a GPU.
 
+#include <algorithm>
 #include <initializer_list>
 
 #include "kernels/attention.h"
@@ -49,16 +50,43 @@ const char* why_not_cudnn(const Op& op, bool deterministic, const CudnnFacts& fa
 // The most that cuDNN takes for the op's workspace where it runs: forward.
 inline std::size_t cudnn_workspace_bound(const AttentionForward&) { return std::size_t{32} << 20; }
 
-// Backward, deterministic or not: probabilities' gradients in bf16, dq in f32, sums of dout . o, dk and dv of every
-// query head where heads share keys, and what the engine wants itself.
-inline std::size_t cudnn_workspace_bound(const AttentionBackward& op) {
+// The gradient is made in parts of samples, or of key heads with their queries' heads, so that the part of the
+// workspace that grows with the square of the length stays below this, or is one group of heads'. Parts do not change
+// bits.
+constexpr std::size_t kCudnnProducts = std::size_t{4} << 30;
+
+struct BackwardParts {
+  Index samples, key_heads;  // of one part; the last ones may be smaller
+};
+
+// Bytes of the score gradients in bf16 of the query heads that share one key head.
+inline std::size_t cudnn_products(const AttentionBackward& op) {
   const auto blocks = [](Index n) { return static_cast<std::size_t>((n + 127) / 128 * 128); };
-  const auto heads = static_cast<std::size_t>(op.q.dim(0) * op.q.dim(2));
-  const std::size_t queries = blocks(op.q.dim(1)), keys = blocks(op.k.dim(1));
+  return static_cast<std::size_t>(op.q.dim(2) / op.k.dim(2)) * blocks(op.q.dim(1)) * blocks(op.k.dim(1)) * 2;
+}
+
+inline BackwardParts cudnn_backward_parts(const AttentionBackward& op) {
+  const Index samples = op.q.dim(0), key_heads = op.k.dim(2);
+  const auto fit = static_cast<Index>(kCudnnProducts / cudnn_products(op));  // groups of heads
+  const auto even = [](Index n, Index most) {
+    const Index parts = (n + most - 1) / most;
+    return (n + parts - 1) / parts;
+  };
+  if (fit >= key_heads) return {even(samples, std::min(fit / key_heads, samples)), key_heads};
+  return {1, even(key_heads, std::max<Index>(fit, 1))};
+}
+
+// Backward, deterministic or not: score gradients in bf16, dq in f32, sums of dout . o, dk and dv of every query head
+// where heads share keys, and what the engine wants itself.
+inline std::size_t cudnn_workspace_bound(const AttentionBackward& op) {
+  const BackwardParts parts = cudnn_backward_parts(op);
+  const auto groups = static_cast<std::size_t>(parts.samples * parts.key_heads);
+  const std::size_t heads = groups * static_cast<std::size_t>(op.q.dim(2) / op.k.dim(2));
+  const auto queries = static_cast<std::size_t>(op.q.dim(1)), keys = static_cast<std::size_t>(op.k.dim(1));
   const auto size = static_cast<std::size_t>(op.q.dim(3)), value_size = static_cast<std::size_t>(op.v.dim(3));
-  const std::size_t products = heads * queries * keys * 2, dq = heads * queries * size * 4, sums = heads * queries * 4;
+  const std::size_t dq = heads * queries * size * 4, sums = heads * queries * 4;
   const std::size_t shared = op.q.dim(2) == op.k.dim(2) ? 0 : heads * keys * (size + value_size) * 4;
-  return products + dq + sums + shared + (std::size_t{32} << 20);
+  return groups * cudnn_products(op) + dq + sums + shared + (std::size_t{32} << 20);
 }
 
 // Whether cuDNN may run the op somewhere: what workspace() counts for.

@@ -2,6 +2,7 @@
 
 #include <cudnn_frontend.h>
 
+#include <algorithm>
 #include <bit>
 #include <unordered_map>
 #include <vector>
@@ -116,7 +117,8 @@ void describe(fe::graph::Graph& graph, const AttentionBackward& op, bool determi
 }
 
 template <class Op>
-void execute(Stream& stream, const Op& op, bool deterministic, std::unordered_map<std::int64_t, void*> addresses) {
+void execute(Stream& stream, const Op& op, std::size_t bound, bool deterministic,
+             std::unordered_map<std::int64_t, void*> addresses) {
   constexpr bool backward = requires { op.dq; };
   CudaState& state = state_of(stream);
   if (!state.attention_plans) state.attention_plans = std::make_unique<AttentionPlans>();
@@ -126,7 +128,6 @@ void execute(Stream& stream, const Op& op, bool deterministic, std::unordered_ma
     auto made = std::make_unique<AttentionPlan>();
     describe(made->graph, op, deterministic);
     build(*made, state, stream, Op::name);
-    const std::size_t bound = cudnn_workspace_bound(op);
     require(made->workspace <= bound, ExitCode::device,
             "{}: cuDNN {} wants {} bytes of workspace for q {}, k {}, v {}; at most {} are planned", Op::name,
             fe::detail::get_backend_version_string(), made->workspace, op.q.to_string(), op.k.to_string(),
@@ -140,16 +141,8 @@ void execute(Stream& stream, const Op& op, bool deterministic, std::unordered_ma
   fe_check(plan->graph.execute(state.dnn(stream), addresses, workspace.data), Op::name, "execute");
 }
 
-}  // namespace
-
-CudnnFacts cudnn_facts(Stream& stream) { return {cudnnGetVersion(), state_of(stream).device().major}; }
-
-void attention_forward_cudnn(Stream& stream, const AttentionForward& op) {
-  execute(stream, op, false, {{kQ, op.q.data}, {kK, op.k.data}, {kV, op.v.data}, {kO, op.o.data}, {kLse, op.lse.data}});
-}
-
-void attention_backward_cudnn(Stream& stream, const AttentionBackward& op) {
-  execute(stream, op, stream.settings().deterministic,
+void backward_part(Stream& stream, const AttentionBackward& op, std::size_t bound) {
+  execute(stream, op, bound, stream.settings().deterministic,
           {{kQ, op.q.data},
            {kK, op.k.data},
            {kV, op.v.data},
@@ -159,6 +152,38 @@ void attention_backward_cudnn(Stream& stream, const AttentionBackward& op) {
            {kDq, op.dq.data},
            {kDk, op.dk.data},
            {kDv, op.dv.data}});
+}
+
+}  // namespace
+
+CudnnFacts cudnn_facts(Stream& stream) { return {cudnnGetVersion(), state_of(stream).device().major}; }
+
+void attention_forward_cudnn(Stream& stream, const AttentionForward& op) {
+  execute(stream, op, cudnn_workspace_bound(op), false,
+          {{kQ, op.q.data}, {kK, op.k.data}, {kV, op.v.data}, {kO, op.o.data}, {kLse, op.lse.data}});
+}
+
+void attention_backward_cudnn(Stream& stream, const AttentionBackward& op) {
+  const BackwardParts parts = cudnn_backward_parts(op);
+  const Index samples = op.q.dim(0), key_heads = op.k.dim(2), group = op.q.dim(2) / key_heads;
+  for (Index b = 0; b < samples; b += parts.samples) {
+    for (Index h = 0; h < key_heads; h += parts.key_heads) {
+      const Index b_end = std::min(samples, b + parts.samples), h_end = std::min(key_heads, h + parts.key_heads);
+      const auto of_keys = [&](const Tensor& t) { return t.slice(0, b, b_end).slice(2, h, h_end); };
+      const auto of_queries = [&](const Tensor& t) { return t.slice(0, b, b_end).slice(2, h * group, h_end * group); };
+      AttentionBackward part = op;
+      part.q = of_queries(op.q);
+      part.o = of_queries(op.o);
+      part.dout = of_queries(op.dout);
+      part.dq = of_queries(op.dq);
+      part.k = of_keys(op.k);
+      part.v = of_keys(op.v);
+      part.dk = of_keys(op.dk);
+      part.dv = of_keys(op.dv);
+      part.lse = op.lse.slice(0, b, b_end).slice(1, h * group, h_end * group);  // dense: all heads, or one sample
+      backward_part(stream, part, cudnn_workspace_bound(op));
+    }
+  }
 }
 
 }  // namespace dstrain::cuda

@@ -380,6 +380,22 @@ TEST_CASE("attention: who runs it on CUDA") {
   refused(decoding, kGood, "causal mask");
   CHECK(op_of(DType::bf16, 128, 64).workspace(Device::cuda) > 0);
   CHECK(op_of(DType::f32, 128, 64).workspace(Device::cuda) == 0);
+
+  // the gradient in parts: groups of heads times samples, each 2 T^2 bytes a head
+  const auto parts = [&](Index samples, Index length, Index heads, Index key_heads) {
+    const Tensor q(memory, DType::bf16, Device::dry, {samples, length, heads, 64}),
+        k(memory, DType::bf16, Device::dry, {samples, length, key_heads, 64}),
+        lse(memory, DType::f32, Device::dry, {samples, heads, length});
+    const AttentionBackward op{.dq = q, .dk = k, .dv = k, .dout = q, .o = q, .lse = lse, .q = q, .k = k, .v = k};
+    const cuda::BackwardParts p = cuda::cudnn_backward_parts(op);
+    CHECK(op.workspace(Device::cuda) >= static_cast<std::size_t>(p.samples * p.key_heads * heads / key_heads * 2) *
+                                            static_cast<std::size_t>(length * length));
+    return std::pair{p.samples, p.key_heads};
+  };
+  CHECK(parts(8, 4096, 16, 16) == std::pair<Index, Index>{8, 16});  // 4 GiB
+  CHECK(parts(9, 4096, 16, 16) == std::pair<Index, Index>{5, 16});
+  CHECK(parts(2, 16384, 128, 128) == std::pair<Index, Index>{1, 8});  // 512 MiB a head
+  CHECK(parts(1, 65536, 16, 8) == std::pair<Index, Index>{1, 1});     // 16 GiB a group
 }
 
 TEST_CASE("attention: large scores neither overflow nor lose the largest") {
