@@ -366,7 +366,7 @@ bool library_matmul(Stream& stream, const Matmul& op, const Tensor& workspace) {
   const bool made = at == plans.end();
   if (made) {
     Plan plan = describe(call, op);
-    const std::string operation = text_of(call), choice = state.choice(operation);
+    const std::string operation = text_of(call), choice = state.choice(operation, stream.settings());
     plan.measured = !choice.empty();
     plan.algorithm = plan.measured ? parse(state, plan, operation, choice) : first_answer(state, plan, call);
     note(state, call, plan.algorithm.has_value());

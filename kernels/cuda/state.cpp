@@ -22,16 +22,10 @@ void dnn_check(cudnnStatus_t status, const char* call) {
     fail(ExitCode::device, "{}: {}", call, cudnnGetErrorString(status));
 }
 
-CudaState::CudaState(const ComputeSettings& settings) : device_(gpu::info(gpu::current())) {
+CudaState::CudaState() : device_(gpu::info(gpu::current())) {
   blas_check(cublasLtCreate(&blas_), "cublasLtCreate");
   hardware_ = format("{}{}driver {}{}cuBLASLt {}{}", device_.name, kSeparator, device_.driver, kSeparator,
                      cublasLtGetVersion(), kSeparator);
-  std::stringstream lines(settings.tuned);
-  for (std::string line; std::getline(lines, line);) {
-    const std::size_t end = line.rfind(kSeparator);
-    if (!line.starts_with(hardware_) || end < hardware_.size()) continue;
-    choices_[line.substr(hardware_.size(), end - hardware_.size())] = line.substr(end + std::string(kSeparator).size());
-  }
 }
 
 CudaState::~CudaState() {
@@ -59,13 +53,23 @@ cudnnHandle_t CudaState::dnn(const Stream& stream) {
   return dnn_;
 }
 
-std::string CudaState::choice(const std::string& operation) const {
+std::string CudaState::choice(const std::string& operation, const ComputeSettings& settings) {
+  if (settings.tuned != read_) {
+    read_ = settings.tuned;
+    std::stringstream lines(read_);
+    for (std::string line; std::getline(lines, line);) {
+      const std::size_t end = line.rfind(kSeparator);
+      if (!line.starts_with(hardware_) || end == std::string::npos || end < hardware_.size()) continue;
+      const std::string name = line.substr(hardware_.size(), end - hardware_.size());
+      choices_.emplace(name, line.substr(end + std::string_view(kSeparator).size()));  // what was measured here stays
+    }
+  }
   const auto found = choices_.find(operation);
   return found == choices_.end() ? std::string() : found->second;
 }
 
 CudaState& state_of(Stream& stream) {
-  if (stream.kernel_state() == nullptr) stream.set_kernel_state(std::make_shared<CudaState>(stream.settings()));
+  if (stream.kernel_state() == nullptr) stream.set_kernel_state(std::make_shared<CudaState>());
   return static_cast<CudaState&>(*stream.kernel_state());
 }
 

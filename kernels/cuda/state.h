@@ -27,9 +27,7 @@ class PlanCache {
 
 class CudaState final : public KernelState {
  public:
-  // For the calling thread's device. Of settings.tuned it takes the lines written for this GPU model, driver and
-  // cuBLASLt.
-  explicit CudaState(const ComputeSettings& settings);
+  CudaState();  // for the calling thread's device
   ~CudaState() override;
   CudaState(const CudaState&) = delete;
   CudaState& operator=(const CudaState&) = delete;
@@ -42,8 +40,9 @@ class CudaState final : public KernelState {
   // Made when first asked for; work goes to `stream`.
   cudnnHandle_t dnn(const Stream& stream);
 
-  // The measured choice for an operation, empty when there is none.
-  std::string choice(const std::string& operation) const;
+  // The measured choice for an operation, empty when there is none: of this state, or of settings.tuned, whose lines
+  // for other GPU models, drivers and versions of cuBLASLt are left out.
+  std::string choice(const std::string& operation, const ComputeSettings& settings);
   void choose(const std::string& operation, const std::string& choice) { choices_[operation] = choice; }
   // Says in fast_paths() what is used.
   void note(const std::string& path) { paths_.insert(path); }
@@ -56,10 +55,11 @@ class CudaState final : public KernelState {
   cublasLtHandle_t blas_ = nullptr;
   cudnnHandle_t dnn_ = nullptr;
   std::map<std::string, std::string> choices_;
+  std::string read_;  // the settings' text that choices_ has taken in
   std::set<std::string> paths_;
 };
 
-// The stream's state, made from its settings on first use.
+// The stream's state, made on first use.
 CudaState& state_of(Stream& stream);
 
 }  // namespace dstrain::cuda
