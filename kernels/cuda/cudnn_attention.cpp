@@ -91,6 +91,8 @@ void describe(fe::graph::Graph& graph, const AttentionForward& op, bool) {
   describe_types(graph);
   auto attributes =
       fe::graph::SDPA_attributes().set_name("attention").set_generate_stats(true).set_attn_scale(op.scale);
+  // The node that every card has; what the front end takes by itself differs with the mask.
+  attributes.set_implementation(fe::AttentionImplementation_t::COMPOSITE);
   attributes.set_causal_mask(op.mask == AttentionMask::causal);
   auto [o, lse] = graph.sdpa(graph.tensor(heads(op.q, kQ)), graph.tensor(heads(op.k, kK)),
                              graph.tensor(heads(op.v, kV)), attributes);
