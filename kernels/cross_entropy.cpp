@@ -39,8 +39,9 @@ Cost CrossEntropyFinish::cost() const {
   return {0, 0, bytes_of({&loss, &stats, &targets, &weights}) + (gradient ? bytes_of({&logits, &logits}) : 0.0)};
 }
 
-std::size_t CrossEntropyFinish::workspace(Device) const {
-  return arena_bytes({static_cast<std::size_t>(RowChunks(logits.dim(0)).count) * sizeof(double)});
+std::size_t CrossEntropyFinish::workspace(Device target) const {
+  const Index sums = target == Device::cuda ? logits.dim(0) : RowChunks(logits.dim(0)).count;
+  return arena_bytes({static_cast<std::size_t>(sums) * sizeof(double)});
 }
 
 }  // namespace dstrain
