@@ -2,6 +2,7 @@
 
 #include "kernels/check.h"
 #include "kernels/column_sums.h"
+#include "kernels/norm_blocks.h"
 
 namespace dstrain {
 
@@ -28,7 +29,8 @@ void LayerNormForward::validate() const {
 
 Cost LayerNormForward::cost() const { return {0, 0, bytes_of({&y, &mean, &rstd, &sum, &x, &branch, &weight, &bias})}; }
 
-std::size_t LayerNormForward::workspace(Device) const {
+std::size_t LayerNormForward::workspace(Device target) const {
+  if (target == Device::cuda) return 0;
   const auto copy = [](const Tensor& t) {
     return t.dtype == DType::f32 ? 0 : static_cast<std::size_t>(t.numel()) * sizeof(float);
   };
@@ -58,7 +60,8 @@ Cost LayerNormBackward::cost() const {
   return {0, 0, bytes_of({&dx, &dweight, &dbias, &dy, &x, &mean, &rstd, &weight, &dresidual})};
 }
 
-std::size_t LayerNormBackward::workspace(Device) const {
+std::size_t LayerNormBackward::workspace(Device target) const {
+  if (target == Device::cuda) return cuda::norm_partial_bytes(x.dim(0), x.dim(1), 2);
   const std::size_t copy = weight.dtype == DType::f32 ? 0 : static_cast<std::size_t>(weight.numel()) * sizeof(float);
   return arena_bytes({copy}) + column_sums_bytes(x.dim(0), x.dim(1), 2);
 }

@@ -2,6 +2,7 @@
 
 #include "kernels/check.h"
 #include "kernels/column_sums.h"
+#include "kernels/norm_blocks.h"
 
 namespace dstrain {
 
@@ -26,7 +27,8 @@ void RmsNormForward::validate() const {
 
 Cost RmsNormForward::cost() const { return {0, 0, bytes_of({&y, &rstd, &sum, &x, &branch, &weight})}; }
 
-std::size_t RmsNormForward::workspace(Device) const {
+std::size_t RmsNormForward::workspace(Device target) const {
+  if (target == Device::cuda) return 0;
   return weight.dtype == DType::f32 ? 0 : arena_bytes({static_cast<std::size_t>(weight.numel()) * sizeof(float)});
 }
 
@@ -49,7 +51,8 @@ void RmsNormBackward::validate() const {
 
 Cost RmsNormBackward::cost() const { return {0, 0, bytes_of({&dx, &dweight, &dy, &x, &rstd, &weight, &dresidual})}; }
 
-std::size_t RmsNormBackward::workspace(Device) const {
+std::size_t RmsNormBackward::workspace(Device target) const {
+  if (target == Device::cuda) return cuda::norm_partial_bytes(x.dim(0), x.dim(1), 1);
   const std::size_t copy = weight.dtype == DType::f32 ? 0 : static_cast<std::size_t>(weight.numel()) * sizeof(float);
   return arena_bytes({copy}) + column_sums_bytes(x.dim(0), x.dim(1), 1);
 }

@@ -1,0 +1,244 @@
+#pragma once
+// RMSNorm and LayerNorm: the same kernels with and without a mean. A block takes a row, a thread N neighbouring
+// elements K times; K = 0: any number of times, read again from memory instead of kept in registers.
+
+#include "kernels/cuda/device/column_sums.cuh"
+#include "kernels/norm_blocks.h"
+
+namespace dstrain::cuda {
+
+// Sum over the block, every thread gets it, in a fixed order. `scratch` is shared memory of 32 floats, used again only
+// after a barrier of the caller's or another call with other memory.
+__device__ inline float block_sum(float x, float* scratch) {
+  x = warp_sum(x);
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
+  __syncthreads();
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  float total = 0;
+  for (int w = 0; w < warps; ++w) total += scratch[w];
+  return total;
+}
+
+struct NormForwardArgs {
+  void *y, *sum;
+  const void *x, *branch, *weight, *bias;
+  float *mean, *rstd;
+  Index y_stride, sum_stride, x_stride, branch_stride, columns;
+  float eps;
+  bool half_weight, half_bias = false;  // they are bf16
+};
+
+template <int N>
+__device__ inline Vec<float, N> load_weights(const void* w, bool half, Index c) {
+  Vec<float, N> out;
+  if (half) {
+    const auto v = load_vec<N>(static_cast<const __nv_bfloat16*>(w) + c);
+#pragma unroll
+    for (int j = 0; j < N; ++j) out.v[j] = to_float(v.v[j]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; ++j) out.v[j] = static_cast<const float*>(w)[c + j];
+  }
+  return out;
+}
+
+template <bool kLayer, class T, int N, int K>
+__global__ void norm_forward_kernel(NormForwardArgs a) {
+  __shared__ float scratch[3][32];
+  const Index row = blockIdx.x;
+  const T* const x = static_cast<const T*>(a.x) + row * a.x_stride;
+  const T* const branch = a.branch ? static_cast<const T*>(a.branch) + row * a.branch_stride : nullptr;
+  T* const sum = a.sum ? static_cast<T*>(a.sum) + row * a.sum_stride : nullptr;
+  T* const y = static_cast<T*>(a.y) + row * a.y_stride;
+  const T* const from = branch ? sum : x;
+  const Index step = static_cast<Index>(blockDim.x) * N, first = static_cast<Index>(threadIdx.x) * N;
+  constexpr int kKept = K > 0 ? K : 1;
+  Vec<T, N> kept[kKept];
+
+  // f(vector, column) for each of this thread's vectors; the first pass also makes the sum.
+  const auto pass = [&](bool make, auto&& f) {
+    if constexpr (K > 0) {
+#pragma unroll
+      for (int k = 0; k < K; ++k)
+        if (const Index c = first + k * step; c < a.columns) {
+          if (make) {
+            kept[k] = load_vec<N>(x + c);
+            if (branch) {
+              const auto b = load_vec<N>(branch + c);
+#pragma unroll
+              for (int j = 0; j < N; ++j) kept[k].v[j] = from_float<T>(to_float(kept[k].v[j]) + to_float(b.v[j]));
+              store_vec<N>(sum + c, kept[k]);
+            }
+          }
+          f(kept[k], c);
+        }
+    } else {
+      for (Index c = first; c < a.columns; c += step) {
+        Vec<T, N> v = load_vec<N>((make ? x : from) + c);
+        if (make && branch) {
+          const auto b = load_vec<N>(branch + c);
+#pragma unroll
+          for (int j = 0; j < N; ++j) v.v[j] = from_float<T>(to_float(v.v[j]) + to_float(b.v[j]));
+          store_vec<N>(sum + c, v);
+        }
+        f(v, c);
+      }
+    }
+  };
+
+  const float n = static_cast<float>(a.columns);
+  float mean = 0, squares = 0;
+  if constexpr (kLayer) {
+    float total = 0;
+    pass(true, [&](const Vec<T, N>& v, Index) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) total += to_float(v.v[j]);
+    });
+    mean = block_sum(total, scratch[0]) / n;
+  }
+  pass(!kLayer, [&](const Vec<T, N>& v, Index) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) squares += (to_float(v.v[j]) - mean) * (to_float(v.v[j]) - mean);
+  });
+  const float rstd = 1.0f / sqrtf(block_sum(squares, scratch[1]) / n + a.eps);
+  if (threadIdx.x == 0) {
+    a.rstd[row] = rstd;
+    if constexpr (kLayer) a.mean[row] = mean;
+  }
+  pass(false, [&](const Vec<T, N>& v, Index c) {
+    const auto w = load_weights<N>(a.weight, a.half_weight, c);
+    Vec<T, N> out;
+    if constexpr (kLayer) {
+      const auto b = load_weights<N>(a.bias, a.half_bias, c);
+#pragma unroll
+      for (int j = 0; j < N; ++j) out.v[j] = from_float<T>((to_float(v.v[j]) - mean) * rstd * w.v[j] + b.v[j]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < N; ++j) out.v[j] = from_float<T>(to_float(from_float<T>(to_float(v.v[j]) * rstd)) * w.v[j]);
+    }
+    store_vec<N>(y + c, out);
+  });
+}
+
+struct NormBackwardArgs {
+  void* dx;
+  const void *dy, *x, *dresidual, *weight;
+  const float *mean, *rstd;
+  float *dweight, *dbias;  // (blocks, columns) partial sums
+  Index dx_stride, dy_stride, x_stride, dresidual_stride, rows, columns;
+  bool half_weight;
+};
+
+template <bool kLayer, class T, int N, int K>
+__global__ void norm_backward_kernel(NormBackwardArgs a) {
+  __shared__ float scratch[2][2][32];
+  const Index begin = a.rows * blockIdx.x / gridDim.x, end = a.rows * (blockIdx.x + 1) / gridDim.x;
+  const Index step = static_cast<Index>(blockDim.x) * N, first = static_cast<Index>(threadIdx.x) * N;
+  float* const dweight = a.dweight + blockIdx.x * a.columns;
+  float* const dbias = kLayer ? a.dbias + blockIdx.x * a.columns : nullptr;
+  constexpr int kKept = K > 0 ? K : 1;
+  float weight_sums[kKept][N] = {}, bias_sums[kKept][N] = {};
+  if constexpr (K == 0) {
+    for (Index c = first; c < a.columns; c += step)
+      for (int j = 0; j < N; ++j) {
+        dweight[c + j] = 0;
+        if constexpr (kLayer) dbias[c + j] = 0;
+      }
+  }
+  const float n = static_cast<float>(a.columns);
+  int turn = 0;
+  for (Index row = begin; row < end; ++row, turn ^= 1) {
+    const T* const x = static_cast<const T*>(a.x) + row * a.x_stride;
+    const T* const dy = static_cast<const T*>(a.dy) + row * a.dy_stride;
+    const T* const dresidual = a.dresidual ? static_cast<const T*>(a.dresidual) + row * a.dresidual_stride : nullptr;
+    T* const dx = static_cast<T*>(a.dx) + row * a.dx_stride;
+    const float rstd = a.rstd[row], mean = kLayer ? a.mean[row] : 0.0f;
+    float total = 0, dot = 0;
+    Vec<T, N> xs[kKept], dys[kKept];
+    const auto look = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, Index c, float* ws, float* bs) {
+      const auto w = load_weights<N>(a.weight, a.half_weight, c);
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        const float d = to_float(vd.v[j]), scaled = d * ((to_float(vx.v[j]) - mean) * rstd);
+        if constexpr (kLayer) total += d * w.v[j];
+        dot += scaled * w.v[j];
+        ws[j] += scaled;
+        if constexpr (kLayer) bs[j] += d;
+      }
+    };
+    if constexpr (K > 0) {
+#pragma unroll
+      for (int k = 0; k < K; ++k)
+        if (const Index c = first + k * step; c < a.columns) {
+          xs[k] = load_vec<N>(x + c);
+          dys[k] = load_vec<N>(dy + c);
+        }
+#pragma unroll
+      for (int k = 0; k < K; ++k)
+        if (const Index c = first + k * step; c < a.columns) look(xs[k], dys[k], c, weight_sums[k], bias_sums[k]);
+    } else {
+      for (Index c = first; c < a.columns; c += step)
+        look(load_vec<N>(x + c), load_vec<N>(dy + c), c, dweight + c, kLayer ? dbias + c : nullptr);
+    }
+    const float mean_gn = block_sum(dot, scratch[turn][0]) / n;
+    const float mean_g = kLayer ? block_sum(total, scratch[turn][1]) / n : 0.0f;
+    const auto write = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, Index c) {
+      const auto w = load_weights<N>(a.weight, a.half_weight, c);
+      Vec<T, N> r{}, out;
+      if (dresidual) r = load_vec<N>(dresidual + c);
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        const float normalised = (to_float(vx.v[j]) - mean) * rstd;
+        float d = rstd * (to_float(vd.v[j]) * w.v[j] - mean_g - normalised * mean_gn);
+        if (dresidual) d += to_float(r.v[j]);
+        out.v[j] = from_float<T>(d);
+      }
+      store_vec<N>(dx + c, out);
+    };
+    if constexpr (K > 0) {
+#pragma unroll
+      for (int k = 0; k < K; ++k)
+        if (const Index c = first + k * step; c < a.columns) write(xs[k], dys[k], c);
+    } else {
+      for (Index c = first; c < a.columns; c += step) write(load_vec<N>(x + c), load_vec<N>(dy + c), c);
+    }
+  }
+  if constexpr (K > 0) {
+#pragma unroll
+    for (int k = 0; k < K; ++k)
+      if (const Index c = first + k * step; c < a.columns)
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+          dweight[c + j] = weight_sums[k][j];
+          if constexpr (kLayer) dbias[c + j] = bias_sums[k][j];
+        }
+  }
+}
+
+// The threads of a block for rows of `columns` in vectors of n, k a thread.
+inline int norm_threads(Index columns, int n, int k) {
+  return static_cast<int>(std::max<Index>(32, div_up(div_up(columns, n * k), 32) * 32));
+}
+
+// Calls f(vector width constant, vectors a thread constant, threads) for the row length. `wide`: all rows are aligned.
+template <class T, class F>
+void dispatch_norm(Index columns, bool wide, F&& f) {
+  using std::integral_constant;
+  constexpr int N = 16 / sizeof(T);
+  if (wide) {
+    if (columns <= 256 * N)
+      return f(integral_constant<int, N>{}, integral_constant<int, 1>{}, norm_threads(columns, N, 1));
+    if (columns <= 512 * N)
+      return f(integral_constant<int, N>{}, integral_constant<int, 2>{}, norm_threads(columns, N, 2));
+    return f(integral_constant<int, N>{}, integral_constant<int, 0>{}, 512);
+  }
+  f(integral_constant<int, 1>{}, integral_constant<int, 0>{},
+    static_cast<int>(std::min<Index>(512, norm_threads(columns, 1, 1))));
+}
+
+inline bool aligned_vector(const Tensor& t) {
+  return !t.defined() || reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0;
+}
+inline bool aligned_optional(const Tensor& t) { return !t.defined() || aligned_rows(t); }
+
+}  // namespace dstrain::cuda
