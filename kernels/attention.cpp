@@ -74,16 +74,18 @@ Cost AttentionBackward::cost() const {
           bytes_of({&dq, &dk, &dv, &dout, &o, &lse, &q, &k, &v})};
 }
 
-// dout . o of each query; with bf16 storage dq in f32; with bf16 storage or shared keys dk and dv of each head in f32.
+// CPU: dout . o of each query; with bf16 storage dq in f32; with bf16 storage or shared keys dk and dv of each head in
+// f32. CUDA: dout . o, or what cuDNN takes.
 std::size_t AttentionBackward::workspace(Device target) const {
   const auto floats = [](Index n) { return static_cast<std::size_t>(n) * sizeof(float); };
-  const bool half = q.dtype == DType::bf16;
   const Index queries = q.dim(0) * q.dim(2) * q.dim(1), keys = q.dim(0) * q.dim(2) * k.dim(1);
-  const bool apart = half || q.dim(2) != k.dim(2);
-  const std::size_t own = arena_bytes({floats(queries), half ? floats(queries * q.dim(3)) : 0,
-                                       apart ? floats(keys * q.dim(3)) : 0, apart ? floats(keys * v.dim(3)) : 0});
-  if (target != Device::cuda || !cuda::may_use_cudnn(*this)) return own;
-  return std::max(own, arena_bytes({cuda::cudnn_workspace_bound(*this)}));
+  if (target == Device::cuda) {
+    const std::size_t tiled = arena_bytes({floats(queries)});
+    return cuda::may_use_cudnn(*this) ? std::max(tiled, arena_bytes({cuda::cudnn_workspace_bound(*this)})) : tiled;
+  }
+  const bool half = q.dtype == DType::bf16, apart = half || q.dim(2) != k.dim(2);
+  return arena_bytes({floats(queries), half ? floats(queries * q.dim(3)) : 0, apart ? floats(keys * q.dim(3)) : 0,
+                      apart ? floats(keys * v.dim(3)) : 0});
 }
 
 }  // namespace dstrain

@@ -185,15 +185,16 @@ void check_attention(const AttentionCase& p) {
     const Tensor ids = p.dropout > 0 ? t.integers({p.samples}, DType::i64, 0, Index{1} << 40) : Tensor{};
     const float scale = 1 / std::sqrt(static_cast<float>(p.size));
     const AttentionDropout dropout{.p = p.dropout, .key = kKey, .sample_ids = ids, .first_head = 5};
-    t.launch(AttentionForward{.o = o,
-                              .lse = lse,
-                              .q = q,
-                              .k = k,
-                              .v = v,
-                              .scale = scale,
-                              .mask = p.mask,
-                              .query_offset = p.offset,
-                              .dropout = dropout});
+    const AttentionForward forward{.o = o,
+                                   .lse = lse,
+                                   .q = q,
+                                   .k = k,
+                                   .v = v,
+                                   .scale = scale,
+                                   .mask = p.mask,
+                                   .query_offset = p.offset,
+                                   .dropout = dropout};
+    t.launch(forward);
     t.launch(AttentionBackward{.dq = dq,
                                .dk = dk,
                                .dv = dv,
@@ -208,8 +209,8 @@ void check_attention(const AttentionCase& p) {
                                .query_offset = p.offset,
                                .dropout = dropout});
     if (!t.compare()) return;
-    // Tensor cores multiply bf16: on CUDA what they are given is rounded, and with shared keys each head's sum again.
-    const bool rounds = p.dtype == DType::bf16 && q.device == Device::cuda;
+    // cuDNN multiplies on tensor cores: what they are given is rounded to bf16, and with shared keys each head's sum.
+    const bool rounds = q.device == Device::cuda && cuda::may_use_cudnn(forward);
     const Reference reference(p, ids, rounds ? 2 * unit_of(DType::bf16) : 0.0);
     const Doubles vq = to_doubles(q), vk = to_doubles(k), vv = to_doubles(v), vd = to_doubles(dout);
     Doubles expected, bound, expected_lse, lse_bound;
