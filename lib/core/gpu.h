@@ -43,6 +43,8 @@ void release(void* memory) noexcept;
 // Zeroed page-locked host memory, which copies read and write while other work runs.
 void* allocate_pinned(std::size_t bytes);
 void release_pinned(void* memory) noexcept;
+// Memory that host and device both read and write, the host while no work runs: for tests. release() frees it.
+void* allocate_managed(std::size_t bytes);
 
 // Between any two memories, done on return; everything enqueued before on any queue is done first.
 void copy_now(void* to, const void* from, std::size_t bytes);

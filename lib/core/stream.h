@@ -83,6 +83,7 @@ class Stream {
   const ComputeSettings& settings() const { return settings_; }
   void set_settings(ComputeSettings settings) { settings_ = std::move(settings); }
   KernelState* kernel_state() const { return kernel_state_.get(); }
+  std::shared_ptr<KernelState> share_kernel_state() const { return kernel_state_; }
   void set_kernel_state(std::shared_ptr<KernelState> state) { kernel_state_ = std::move(state); }
 
   // Borrowed; null: nobody watches.

@@ -71,16 +71,63 @@ void store(std::byte* p, DType dtype, double value) {
 
 }  // namespace
 
-std::vector<std::string> devices() {
-  const char* const text = std::getenv("DSTRAIN_TEST_DEVICES");
-  std::vector<std::string> names;
-  std::stringstream list(text == nullptr || *text == '\0' ? "cpu" : text);
-  for (std::string name; std::getline(list, name, ',');) names.push_back(name);
-  return names;
+namespace {
+
+constexpr std::size_t kChunk = std::size_t{8} << 20;
+
+// The queue and the library handles of all launches of this program on the first GPU.
+struct Card {
+  gpu::Queue queue;
+  std::shared_ptr<KernelState> state;
+};
+Card& card() {
+  static Card* const the_card = [] {
+    if (gpu::count() == 0) FAIL("DSTRAIN_TEST_DEVICES asks for cuda: " << gpu::why_none());
+    gpu::use(0);
+    return new Card;  // lives as long as the program: CUDA may be gone before its destructor would run
+  }();
+  return *the_card;
 }
 
+}  // namespace
+
+OpCase::Chunk::Chunk(Device where, std::size_t bytes) : size(bytes), device(where) {
+  if (where == Device::cuda) card();
+  data =
+      static_cast<std::byte*>(where == Device::cuda ? gpu::allocate_managed(bytes) : std::aligned_alloc(4096, bytes));
+}
+
+OpCase::Chunk::~Chunk() {
+  if (device == Device::cuda)
+    gpu::release(data);
+  else
+    std::free(data);
+}
+
+std::span<std::byte> OpCase::take(std::size_t bytes) {
+  constexpr std::size_t kPage = 4096;
+  const std::size_t size = (bytes + 255) / 256 * 256;
+  if (chunks_.empty() || chunks_.back()->size - chunks_.back()->used < size)
+    chunks_.push_back(std::make_unique<Chunk>(device_, (std::max(size, kChunk) + kPage - 1) / kPage * kPage));
+  Chunk& chunk = *chunks_.back();
+  const std::span<std::byte> out(chunk.data + chunk.used, bytes);
+  chunk.used += size;
+  std::fill(out.begin(), out.end(), kGuardByte);
+  return out;
+}
+
+Stream OpCase::make_stream(Arena& workspace, Ledger& ledger) {
+  if (device_ != Device::cuda) return {device_, device_, &pool_, &workspace, &ledger};
+  Stream stream(device_, device_, &pool_, &workspace, &ledger, &card().queue);
+  stream.set_settings(settings);
+  stream.set_kernel_state(card().state);
+  return stream;
+}
+
+void OpCase::keep_state(const Stream& stream) { card().state = stream.share_kernel_state(); }
+
 Tensor OpCase::place(const Shape& shape, DType dtype, Index gap) {
-  Tensor t(nullptr, dtype, Device::cpu, shape);
+  Tensor t(nullptr, dtype, device_, shape);
   const int gapped = shape.rank() == 4 ? 1 : 0;
   if (gap > 0) {
     t.strides[gapped] += gap;
@@ -88,8 +135,8 @@ Tensor OpCase::place(const Shape& shape, DType dtype, Index gap) {
   }
   const Index span = shape.rank() == 0 ? 1 : std::max<Index>(1, shape[0]) * t.strides[0];
   const std::size_t bytes = static_cast<std::size_t>(span) * size_of(dtype) + 2 * kGuard;
-  memory_.push_back({std::make_unique<std::vector<std::byte>>(bytes, kGuardByte), {}});
-  t.data = memory_.back().bytes->data() + kGuard;
+  memory_.push_back({take(bytes), {}});
+  t.data = memory_.back().bytes.data() + kGuard;
   memory_.back().tensor = t;
   return t;
 }
@@ -134,7 +181,7 @@ void OpCase::expect(const char* what, const Tensor& t, const Doubles& expected, 
 
 void OpCase::check_guards() const {
   for (std::size_t m = 0; m < memory_.size(); ++m) {
-    const std::vector<std::byte>& bytes = *memory_[m].bytes;
+    const std::span<const std::byte> bytes = memory_[m].bytes;
     std::vector<bool> inside(bytes.size(), false);
     const Tensor& t = memory_[m].tensor;
     each_element(t, [&](const std::byte* p, std::size_t) {
@@ -149,7 +196,7 @@ void OpCase::check_guards() const {
 
 std::vector<std::byte> OpCase::bits() const {
   std::vector<std::byte> all;
-  for (const Memory& m : memory_) all.insert(all.end(), m.bytes->begin(), m.bytes->end());
+  for (const Memory& m : memory_) all.insert(all.end(), m.bytes.begin(), m.bytes.end());
   return all;
 }
 
@@ -166,12 +213,14 @@ Doubles generate(std::size_t n, const std::function<double(std::size_t)>& f) {
 }
 
 void for_each_run(const std::function<void(OpCase&)>& body) {
-  for (const std::string& device : devices()) {
-    if (device != "cpu") FAIL("DSTRAIN_TEST_DEVICES asks for '" << device << "', which this build does not have");
+  for (const std::string& name : devices()) {
+    if (name != "cpu" && name != "cuda") FAIL("DSTRAIN_TEST_DEVICES asks for '" << name << "'");
+    const Device device = name == "cuda" ? Device::cuda : Device::cpu;
+    INFO("on " << name);
     std::vector<std::byte> bits;
     bool first = true;
-    for (const int threads : {1, 1, 2, 3}) {
-      OpCase c(threads, first);
+    for (const int threads : device == Device::cuda ? std::vector<int>{1, 1} : std::vector<int>{1, 1, 2, 3}) {
+      OpCase c(threads, first, device);
       body(c);
       c.check_guards();
       if (first) bits = c.bits();

@@ -7,20 +7,23 @@
 //     if (c.compare()) c.expect("y", y, reference, bound);
 //   });
 //
-// for_each_run runs it on every device of DSTRAIN_TEST_DEVICES (default cpu) with 1, 2 and 3 threads and once more, and
-// requires the same bits of every tensor each time. Every byte around a tensor and between its rows is a guard that
-// must stay. Ops get exactly the workspace that they ask for. No tolerance is tuned: bounds are made of the unit
-// roundoffs below and of sums of absolute values.
+// for_each_run runs it on every device of DSTRAIN_TEST_DEVICES (default cpu), on the CPU with 1, 2 and 3 threads and
+// once more, on a GPU twice, and requires the same bits of every tensor each time. Every byte around a tensor and
+// between its rows is a guard that must stay. Ops get exactly the workspace that they ask for. A GPU's tensors lie in
+// memory that the host reaches too, and launch() waits. No tolerance is tuned: bounds are made of the unit roundoffs
+// below and of sums of absolute values.
 
 #include <algorithm>
 #include <functional>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "kernels/op.h"
 #include "tests/support/catch.h"
+#include "tests/support/devices.h"
 
 namespace dstrain::test {
 
@@ -32,11 +35,16 @@ constexpr auto kUnset = std::byte{0xff};  // of these, a NaN or -1
 
 inline double unit_of(DType t) { return t == DType::bf16 ? 0x1p-8 : kUnit; }
 
-std::vector<std::string> devices();
+inline std::vector<std::string> devices() { return test_devices(); }
 
 class OpCase {
  public:
-  OpCase(int threads, bool compares) : pool_(threads), compares_(compares) {}
+  OpCase(int threads, bool compares, Device device = Device::cpu)
+      : device_(device), pool_(threads), compares_(compares) {}
+
+  Device device() const { return device_; }
+  // Of the launches that follow.
+  ComputeSettings settings;
 
   // Whether this run compares with the reference (the others compare bits only).
   bool compare() const { return compares_; }
@@ -51,16 +59,22 @@ class OpCase {
   template <class Op>
   void launch(const Op& op) {
     std::size_t bytes = 0;
-    if constexpr (requires { op.workspace(Device::cpu); }) bytes = op.workspace(Device::cpu);
-    Arena workspace("workspace", Device::cpu, bytes);
+    if constexpr (requires { op.workspace(device_); }) bytes = op.workspace(device_);
+    Arena workspace("workspace", device_, bytes);
     const Tensor all = workspace.allocate({static_cast<Index>(bytes)}, DType::u8);
-    std::fill(all.data, all.data + bytes, kUnset);  // an op may not rely on what its workspace holds
     workspace.release(0);
     Ledger ledger;
-    Stream stream(Device::cpu, Device::cpu, &pool_, &workspace, &ledger);
+    Stream stream = make_stream(workspace, ledger);
+    // An op may not rely on what its workspace holds.
+    if (device_ == Device::cuda)
+      stream.queue().fill(all.data, static_cast<unsigned char>(kUnset), bytes);
+    else
+      std::fill(all.data, all.data + bytes, kUnset);
     dstrain::launch(stream, op);
+    stream.synchronize();
     CHECK(workspace.used() == 0);
     CHECK(ledger.ops.count(Op::name) == 1);
+    if (device_ == Device::cuda) return keep_state(stream);
     // An op that used any of its workspace used the last piece of it.
     const auto touched = [&](std::size_t from) {
       return std::any_of(all.data + from, all.data + bytes, [](std::byte b) { return b != kUnset; });
@@ -78,15 +92,29 @@ class OpCase {
 
  private:
   struct Memory {
-    std::unique_ptr<std::vector<std::byte>> bytes;
+    std::span<std::byte> bytes;
     Tensor tensor;
   };
+  struct Chunk {
+    std::byte* data = nullptr;
+    std::size_t size = 0, used = 0;
+    Device device;
+    Chunk(Device where, std::size_t bytes);
+    ~Chunk();
+    Chunk(const Chunk&) = delete;
+    Chunk& operator=(const Chunk&) = delete;
+  };
   Tensor place(const Shape& shape, DType dtype, Index gap);
+  std::span<std::byte> take(std::size_t bytes);
+  Stream make_stream(Arena& workspace, Ledger& ledger);
+  static void keep_state(const Stream& stream);  // library handles, for the launches to come
 
+  Device device_;
   ThreadPool pool_;
   bool compares_;
   std::mt19937_64 random_{20261125};
   std::vector<Memory> memory_;
+  std::vector<std::unique_ptr<Chunk>> chunks_;
 };
 
 // The elements, row-major.

@@ -105,6 +105,12 @@ void* allocate_pinned(std::size_t bytes) {
 
 void release_pinned(void* memory) noexcept { static_cast<void>(cudaFreeHost(memory)); }
 
+void* allocate_managed(std::size_t bytes) {
+  void* p = nullptr;
+  cuda_check(cudaMallocManaged(&p, bytes), "cudaMallocManaged");
+  return p;
+}
+
 void copy_now(void* to, const void* from, std::size_t bytes) {
   cuda_check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   cuda_check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "cudaMemcpy");

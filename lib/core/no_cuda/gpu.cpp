@@ -19,6 +19,7 @@ void* allocate(std::size_t) { none(); }
 void release(void*) noexcept {}
 void* allocate_pinned(std::size_t) { none(); }
 void release_pinned(void*) noexcept {}
+void* allocate_managed(std::size_t) { none(); }
 void copy_now(void*, const void*, std::size_t) { none(); }
 
 Queue::Queue(Priority) { none(); }
