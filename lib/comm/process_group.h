@@ -1,13 +1,14 @@
 #pragma once
 // ProcessGroup: the collectives over an ordered list of ranks. Implementations: self, thread, mpi (and dry, which only
-// counts). One conformance suite, tests/comm, runs over all of them.
+// counts); on GPUs staged over those, and NCCL. One conformance suite, tests/comm, runs over all of them.
 //
 // Every member calls the same collectives in the same order with matching shapes and dtypes. A call belongs to one
 // poster (compute, loader, checkpoint, ...): groups of different posters never wait for each other, and one group
 // object is used by one thread at a time. On a CPU stream a collective has finished when the call returns. Reductions
 // add in rank order in float32 (float64 for f64, exact for integers) and round once: the same bits in every
-// implementation. All tensors are contiguous. dtypes: f32, bf16, f64, i32, i64; data movement takes any dtype.
-// Errors: Error{ExitCode::lost} when a peer is gone, Error{bug} on mismatched arguments that can be seen locally.
+// implementation but NCCL (nccl_group.h). All tensors are contiguous. dtypes: f32, bf16, f64, i32, i64; data movement
+// takes any dtype. Errors: Error{ExitCode::lost} when a peer is gone, Error{bug} on mismatched arguments that can be
+// seen locally.
 
 #include <span>
 #include <string>
@@ -37,6 +38,8 @@ class ProcessGroup {
   virtual int size() const = 0;
   // Whether calls on a CUDA stream are enqueued like kernels, so that they can be recorded and overlap.
   virtual bool on_device() const { return false; }
+  // How tensors of a GPU travel, for people.
+  virtual const char* transport() const { return "nothing"; }
   // Memory of its own that the calls so far have needed; on dry streams what they would have.
   virtual std::size_t scratch_bytes() const = 0;
 

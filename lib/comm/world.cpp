@@ -4,11 +4,16 @@
 
 #include <algorithm>
 #include <exception>
+#include <numeric>
+#include <set>
 #include <thread>
 #include <utility>
 
 #include "lib/comm/mpi_runtime.h"
+#include "lib/comm/staged_group.h"
 #include "lib/comm/thread_hub.h"
+#include "lib/core/build.h"
+#include "lib/core/gpu.h"
 
 namespace dstrain {
 
@@ -169,10 +174,43 @@ std::unique_ptr<ProcessGroup> World::group(Poster poster, GroupKind kind, std::s
         rank(), name_of(kind), members.size());
   for (const int m : members) check(m >= 0 && m < size(), "{} group: rank {} of {}", name_of(kind), m, size());
   auto link = members.size() == 1 ? make_silent_transport(0, 1) : transport(poster, kind, members);
-  return std::make_unique<HostGroup>(name_of(kind), std::move(link), message_cut);
+  auto host = std::make_unique<HostGroup>(name_of(kind), std::move(link), message_cut);
+  const bool on_gpu = poster == Poster::compute || poster == Poster::gradients;
+  if (gpus_ == Gpus::none || !on_gpu || members.size() == 1) return host;
+  if constexpr (build::cuda) {
+    if (gpus_ == Gpus::own) {
+      auto& communicator = communicators_[{poster, {members.begin(), members.end()}}];
+      if (!communicator) communicator = make_nccl_communicator(*host, gpu_options_.nvls);
+      return make_nccl_group(communicator, std::move(host));
+    }
+  }
+  return std::make_unique<StagedGroup>(std::move(host));
 }
 
-void World::use_gpus(const GpuOptions&) { gpu::use(local_rank() % gpu::count()); }
+void World::use_gpus(const GpuOptions& options) {
+  const int cards = gpu::count();
+  require(cards > 0, ExitCode::device, "rank {} has no GPU: {}", rank(), gpu::why_none());
+  gpu::use(local_rank() % cards);
+  gpu_options_ = options;
+  gpus_ = Gpus::shared;
+  if (std::string(kind()) != "mpi" || size() == 1) return;
+  // A card is known by its host and its number there.
+  std::string mine = host_name() + " " + gpu::info(gpu::current()).uuid;
+  constexpr std::size_t kName = 320;
+  mine.resize(kName);
+  std::string all(kName * static_cast<std::size_t>(size()), '\0');
+  std::vector<int> everyone(static_cast<std::size_t>(size()));
+  std::iota(everyone.begin(), everyone.end(), 0);
+  ThreadPool pool(1);
+  Stream stream(Device::cpu, Device::cpu, &pool, nullptr, nullptr);
+  const auto names = [](std::string& s) {
+    return Tensor(s.data(), DType::u8, Device::cpu, {static_cast<Index>(s.size())});
+  };
+  group(Poster::watchdog, GroupKind::control, everyone)->all_gather(stream, names(all), names(mine));
+  std::set<std::string> cards_in_use;
+  for (int r = 0; r < size(); ++r) cards_in_use.insert(all.substr(static_cast<std::size_t>(r) * kName, kName));
+  if (static_cast<int>(cards_in_use.size()) == size()) gpus_ = Gpus::own;
+}
 
 void run_threads(int ranks, const std::function<void(World&)>& body) {
   check(ranks >= 1, "{} thread ranks", ranks);

@@ -2,11 +2,15 @@
 // World: this rank's view of all ranks, and the factory of its groups.
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "lib/comm/host_group.h"
+#include "lib/comm/nccl_group.h"
 #include "lib/mesh/mesh.h"
 
 namespace dstrain {
@@ -31,8 +35,9 @@ class World {
  public:
   virtual ~World() = default;
 
-  // Gives the calling thread, this rank's, its GPU: local rank modulo the host's devices. Collective over the world,
-  // once, before groups are made.
+  // Gives the calling thread, this rank's, its GPU: local rank modulo the host's devices. Groups that are made from now
+  // on for the posters compute and gradients take tensors in GPU memory: by NCCL when every rank of an MPI world has a
+  // card of its own, else through host memory. Collective over the world, before groups are made. Throws Error{device}.
   void use_gpus(const GpuOptions& options);
 
   // The world of this process: MPI when a launcher's variables are set (OMPI_COMM_WORLD_SIZE, PMIX_RANK or PMI_RANK),
@@ -51,8 +56,8 @@ class World {
   virtual const char* kind() const = 0;  // "self", "mpi", "threads", "dry"
 
   // A group of world ranks, this one among them; member i of the list is rank i of the group. Not a collective call,
-  // but every member must make it, with the same list. The group's name is the kind's, its traffic apart from that of
-  // other kinds and posters. The world outlives the group.
+  // but every member must make it, with the same list, and in the same order as its other groups. The group's name is
+  // the kind's, its traffic apart from that of other kinds and posters. The world outlives the group.
   std::unique_ptr<ProcessGroup> group(Poster poster, GroupKind kind, std::span<const int> members,
                                       std::size_t message_cut = kMessageCut);
 
@@ -62,6 +67,13 @@ class World {
 
  protected:
   virtual std::unique_ptr<Transport> transport(Poster poster, GroupKind kind, std::span<const int> members) = 0;
+
+ private:
+  enum class Gpus : unsigned char { none, shared, own };
+  Gpus gpus_ = Gpus::none;
+  GpuOptions gpu_options_;
+  // Groups with the same members on the same stream share a communicator.
+  std::map<std::pair<Poster, std::vector<int>>, std::shared_ptr<NcclCommunicator>> communicators_;
 };
 
 // Runs body(world) on `ranks` threads of this process, one a rank, and returns when all have ended. When a rank throws,

@@ -1,0 +1,25 @@
+#pragma once
+// NcclGroup: the collectives of ranks that have a GPU each, by NCCL, enqueued on the stream. Reductions add in NCCL's
+// order, the same run after run on the same cards, not rank by rank; bf16 is rounded at each hop. On streams of other
+// devices it hands over to the host's group. Errors: Error{lost} naming the call.
+
+#include <memory>
+
+#include "lib/comm/process_group.h"
+
+namespace dstrain {
+
+// Owns a communicator of an ordered list of ranks; groups of the same members share it, when they are used in the same
+// order by one thread.
+class NcclCommunicator {
+ public:
+  virtual ~NcclCommunicator() = default;
+};
+
+// Collective over the members: `host` carries the id. The calling thread's GPU is this rank's. `nvls`: NVLink
+// multicast.
+std::shared_ptr<NcclCommunicator> make_nccl_communicator(ProcessGroup& host, bool nvls);
+std::unique_ptr<ProcessGroup> make_nccl_group(std::shared_ptr<NcclCommunicator> communicator,
+                                              std::unique_ptr<ProcessGroup> host);
+
+}  // namespace dstrain
