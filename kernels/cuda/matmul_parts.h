@@ -20,7 +20,9 @@ inline MatmulParts matmul_parts(const Matmul& op) {
   MatmulParts parts{};
   parts.widen_a = half_a && !half_b;
   parts.widen_b = half_b && !half_a;
-  parts.apart = half_c && (!half_a || !half_b || (bias && op.bias.dtype == DType::f32));
+  // cuBLASLt rounds a bf16 product before it adds what c held.
+  parts.apart =
+      half_c && (!half_a || !half_b || (bias && op.bias.dtype == DType::f32) || op.write == Write::accumulate);
   parts.widen_bias = bias && !half_c && op.bias.dtype == DType::bf16;
   return parts;
 }

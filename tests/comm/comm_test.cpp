@@ -10,6 +10,7 @@
 #include "lib/comm/reduce.h"
 #include "tests/comm/conformance.h"
 #include "tests/support/catch.h"
+#include "tests/support/devices.h"
 
 using namespace dstrain;
 using namespace dstrain::test;
@@ -19,12 +20,26 @@ TEST_CASE("a world of one passes the conformance suite", "[comm]") {
   REQUIRE(world->size() == 1);
   CHECK_NOTHROW(conformance(*world));
   CHECK_NOTHROW(posters_are_independent(*world));
+  // By NCCL where the host has a GPU a rank, else through host memory.
+  if (!tests_cuda()) return;
+  CHECK_NOTHROW(conformance(*world, Device::cuda));
+  std::vector<int> all(static_cast<std::size_t>(world->size()));
+  std::iota(all.begin(), all.end(), 0);
+  const auto group = world->group(Poster::compute, GroupKind::tensor, all);
+  if (world->size() > 1)
+    CHECK(std::string(group->transport()) == (gpu::count() >= world->size() ? "NCCL" : "host memory"));
 }
 
 TEST_CASE("thread ranks pass the conformance suite", "[comm]") {
   const int ranks = GENERATE(1, 2, 3, 4);
-  CHECK_NOTHROW(run_threads(ranks, conformance));
+  CHECK_NOTHROW(run_threads(ranks, [](World& world) { conformance(world); }));
   CHECK_NOTHROW(run_threads(ranks, posters_are_independent));
+}
+
+TEST_CASE("thread ranks that share a GPU pass the conformance suite", "[comm]") {
+  if (!tests_cuda()) return;
+  for (const int ranks : {1, 2, 3})
+    CHECK_NOTHROW(run_threads(ranks, [](World& world) { conformance(world, Device::cuda); }));
 }
 
 TEST_CASE("rank order decides the sum, and bf16 is rounded once", "[comm]") {
@@ -186,6 +201,14 @@ TEST_CASE("MPI ranks pass the conformance suite", "[.mpi]") {
   CHECK(world->local_rank() == world->rank());
   CHECK_NOTHROW(conformance(*world));
   CHECK_NOTHROW(posters_are_independent(*world));
+  // By NCCL where the host has a GPU a rank, else through host memory.
+  if (!tests_cuda()) return;
+  CHECK_NOTHROW(conformance(*world, Device::cuda));
+  std::vector<int> all(static_cast<std::size_t>(world->size()));
+  std::iota(all.begin(), all.end(), 0);
+  const auto group = world->group(Poster::compute, GroupKind::tensor, all);
+  if (world->size() > 1)
+    CHECK(std::string(group->transport()) == (gpu::count() >= world->size() ? "NCCL" : "host memory"));
 }
 
 TEST_CASE("MPI collectives past 2^31 bytes", "[.mpi-nightly]") {

@@ -6,7 +6,9 @@
 #include <cstring>
 #include <exception>
 #include <future>
+#include <memory>
 #include <numeric>
+#include <optional>
 #include <thread>
 
 namespace dstrain::test {
@@ -64,19 +66,34 @@ T reduced(int size, Index i, ReduceOp op) {
   }
 }
 
+// Where the values of this rank lie while a group is tested: on a GPU in memory that the host reaches too.
+thread_local Device values_on = Device::cpu;
+
 template <class T>
-struct Values {
-  std::vector<T> data;
-  explicit Values(Index n) : data(static_cast<std::size_t>(n)) {}
+class Values {
+ public:
+  explicit Values(Index n) : size_(n), device_(values_on) {
+    const std::size_t bytes = static_cast<std::size_t>(std::max<Index>(n, 1)) * sizeof(T);
+    if (device_ == Device::cuda)
+      data_ = {static_cast<T*>(gpu::allocate_managed(bytes)), [](T* p) { gpu::release(p); }};
+    else
+      data_ = {new T[static_cast<std::size_t>(std::max<Index>(n, 1))](), [](T* p) { delete[] p; }};
+    std::fill(data_.get(), data_.get() + n, T{});
+  }
   Values(int member, Index n) : Values(n) {
     for (Index i = 0; i < n; ++i) (*this)[i] = value<T>(member, i);
   }
-  T& operator[](Index i) { return data[static_cast<std::size_t>(i)]; }
-  Index size() const { return static_cast<Index>(data.size()); }
-  Tensor tensor() { return tensor(0, size()); }
-  Tensor tensor(Index begin, Index end) {
-    return Tensor(data.data() + begin, dtype_of<T>(), Device::cpu, {end - begin});
-  }
+  T& operator[](Index i) { return data_.get()[i]; }
+  Index size() const { return size_; }
+  T* begin() { return data_.get(); }
+  T* end() { return data_.get() + size_; }
+  Tensor tensor() { return tensor(0, size_); }
+  Tensor tensor(Index begin, Index end) { return Tensor(data_.get() + begin, dtype_of<T>(), device_, {end - begin}); }
+
+ private:
+  Index size_;
+  Device device_;
+  std::shared_ptr<T> data_;
 };
 
 struct Case {
@@ -100,6 +117,7 @@ void reductions(ProcessGroup& group, Stream& stream, Index n) {
     const Case c{group, stream, format("all_reduce of {} {}, op {}", n, name_of(dtype_of<T>()), static_cast<int>(op))};
     Values<T> x(rank, n);
     group.all_reduce(stream, x.tensor(), op);
+    stream.synchronize();
     for (Index i = 0; i < n; ++i) c.equal(x[i], reduced<T>(size, i, op), i);
   }
   for (const bool in_place : {false, true}) {
@@ -107,6 +125,7 @@ void reductions(ProcessGroup& group, Stream& stream, Index n) {
     Values<T> in(rank, n * size), apart(n);
     const Tensor out = in_place ? in.tensor(n * rank, n * (rank + 1)) : apart.tensor();
     group.reduce_scatter(stream, out, in.tensor());
+    stream.synchronize();
     for (Index i = 0; i < n; ++i) c.equal(out.as<T>()[i], reduced<T>(size, n * rank + i, ReduceOp::sum), i);
   }
 }
@@ -118,8 +137,9 @@ void movements(ProcessGroup& group, Stream& stream, Index n) {
   for (const bool in_place : {false, true}) {
     const Case c{group, stream, format("all_gather of {} {}, in place {}", n, type, in_place)};
     Values<T> in(rank, n), out(n * size);
-    if (in_place) std::copy(in.data.begin(), in.data.end(), out.data.begin() + n * rank);
+    if (in_place) std::copy(in.begin(), in.end(), out.begin() + n * rank);
     group.all_gather(stream, out.tensor(), in_place ? out.tensor(n * rank, n * (rank + 1)) : in.tensor());
+    stream.synchronize();
     for (Index i = 0; i < n * size; ++i)
       c.equal(out[i], value<T>(static_cast<int>(i / std::max<Index>(n, 1)), i % n), i);
   }
@@ -127,6 +147,7 @@ void movements(ProcessGroup& group, Stream& stream, Index n) {
     const Case c{group, stream, format("broadcast of {} {} from {}", n, type, root)};
     Values<T> x(rank, n);
     group.broadcast(stream, x.tensor(), root);
+    stream.synchronize();
     for (Index i = 0; i < n; ++i) c.equal(x[i], value<T>(root, i), i);
   }
   {  // member a sends n * (a + b) % 3 elements to member b, those that start at 1000 * b of its values
@@ -143,6 +164,7 @@ void movements(ProcessGroup& group, Stream& stream, Index n) {
     for (int m = 0; m < size; ++m)
       for (Index i = 0; i < count(rank, m); ++i) in[at++] = value<T>(rank, 1000 * m + i);
     group.all_to_all(stream, out.tensor(), in.tensor(), taken, sent);
+    stream.synchronize();
     at = 0;
     for (int m = 0; m < size; ++m)
       for (Index i = 0; i < count(m, rank); ++i, ++at) c.equal(out[at], value<T>(m, 1000 * rank + i), at);
@@ -165,6 +187,7 @@ void movements(ProcessGroup& group, Stream& stream, Index n) {
       receives.push_back({ins[s].tensor(n, n + half), m});
     }
     group.exchange(stream, sends, receives);
+    stream.synchronize();
     for (int m = 0; m < size; ++m)
       for (Index i = 0; i < n + half; ++i)
         c.equal(ins[static_cast<std::size_t>(m)][i], value<T>(m * 16 + rank, i < n ? i : i - n), i);
@@ -185,32 +208,38 @@ void all_collectives(ProcessGroup& group, Stream& stream) {
   }
 }
 
-void check_group(ProcessGroup& group) {
+void check_group(ProcessGroup& group, Device device) {
   Host host(2);
-  all_collectives<float>(group, host.stream);
-  all_collectives<bfloat16>(group, host.stream);
-  all_collectives<double>(group, host.stream);
-  all_collectives<std::int32_t>(group, host.stream);
-  all_collectives<std::int64_t>(group, host.stream);
-  movements<std::uint8_t>(group, host.stream, 1001);
-  movements<std::uint16_t>(group, host.stream, static_cast<Index>(kCut));
-  for (int i = 0; i < 100; ++i) group.barrier(host.stream);
+  std::optional<gpu::Queue> queue;
+  if (device == Device::cuda) queue.emplace();
+  Stream stream(device, device, &host.pool, nullptr, &host.ledger, queue ? &*queue : nullptr);
+  values_on = device;
+  all_collectives<float>(group, stream);
+  all_collectives<bfloat16>(group, stream);
+  all_collectives<double>(group, stream);
+  all_collectives<std::int32_t>(group, stream);
+  all_collectives<std::int64_t>(group, stream);
+  movements<std::uint8_t>(group, stream, 1001);
+  movements<std::uint16_t>(group, stream, static_cast<Index>(kCut));
+  for (int i = 0; i < 100; ++i) group.barrier(stream);
+  values_on = Device::cpu;
 }
 
 }  // namespace
 
-void conformance(World& world) {
+void conformance(World& world, Device device) {
+  if (device == Device::cuda) world.use_gpus({});
   std::vector<int> members;
   for (int n = 1; n <= std::min(4, world.size()); ++n) {
     members.push_back(n - 1);
-    if (world.rank() < n) check_group(*world.group(Poster::compute, GroupKind::tensor, members, kCut));
+    if (world.rank() < n) check_group(*world.group(Poster::compute, GroupKind::tensor, members, kCut), device);
   }
   if (world.size() >= 3) {
     const std::vector<int> shuffled = {2, 0};
     if (world.rank() == 0 || world.rank() == 2) {
       const auto group = world.group(Poster::compute, GroupKind::pipeline, shuffled, kCut);
       if (group->rank() != (world.rank() == 2 ? 0 : 1)) throw std::runtime_error("ranks of a group follow its list");
-      check_group(*group);
+      check_group(*group, device);
     }
   }
 }

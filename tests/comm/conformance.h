@@ -14,8 +14,9 @@ struct Host {
   Stream stream{Device::cpu, Device::cpu, &pool, nullptr, &ledger};
 };
 
-// Groups of the first 1 .. min(4, size) ranks, and a group that is neither contiguous nor in rank order.
-void conformance(World& world);
+// Groups of the first 1 .. min(4, size) ranks, and a group that is neither contiguous nor in rank order. On
+// Device::cuda the world's ranks take their GPUs first.
+void conformance(World& world, Device device = Device::cpu);
 // Two posters on two threads, in orders that deadlock if the posters order each other.
 void posters_are_independent(World& world);
 // Each collective past 2^31 bytes. Needs about 5 GiB a rank; for two ranks.

@@ -146,6 +146,22 @@ __global__ void norm_backward_kernel(NormBackwardArgs a) {
       }
   }
   const float n = static_cast<float>(a.columns);
+  // Kept rows are loaded one row ahead: the sum over the block would leave memory idle.
+  Vec<T, N> xs[kKept], dys[kKept], residuals[kKept], next_x[kKept], next_dy[kKept], next_residual[kKept];
+  const auto load_row = [&](Index row) {
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const Index c = first + k * step;
+      if (c >= a.columns) continue;
+      next_x[k] = load_vec<N>(static_cast<const T*>(a.x) + row * a.x_stride + c);
+      next_dy[k] = load_vec<N>(static_cast<const T*>(a.dy) + row * a.dy_stride + c);
+      if (a.dresidual)
+        next_residual[k] = load_vec<N>(static_cast<const T*>(a.dresidual) + row * a.dresidual_stride + c);
+    }
+  };
+  if constexpr (K > 0) {
+    if (begin < end) load_row(begin);
+  }
   int turn = 0;
   for (Index row = begin; row < end; ++row, turn ^= 1) {
     const T* const x = static_cast<const T*>(a.x) + row * a.x_stride;
@@ -154,7 +170,6 @@ __global__ void norm_backward_kernel(NormBackwardArgs a) {
     T* const dx = static_cast<T*>(a.dx) + row * a.dx_stride;
     const float rstd = a.rstd[row], mean = kLayer ? a.mean[row] : 0.0f;
     float total = 0, dot = 0;
-    Vec<T, N> xs[kKept], dys[kKept];
     const auto look = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, Index c, float* ws, float* bs) {
       const auto w = load_weights<N>(a.weight, a.half_weight, c);
 #pragma unroll
@@ -168,11 +183,8 @@ __global__ void norm_backward_kernel(NormBackwardArgs a) {
     };
     if constexpr (K > 0) {
 #pragma unroll
-      for (int k = 0; k < K; ++k)
-        if (const Index c = first + k * step; c < a.columns) {
-          xs[k] = load_vec<N>(x + c);
-          dys[k] = load_vec<N>(dy + c);
-        }
+      for (int k = 0; k < K; ++k) xs[k] = next_x[k], dys[k] = next_dy[k], residuals[k] = next_residual[k];
+      if (row + 1 < end) load_row(row + 1);
 #pragma unroll
       for (int k = 0; k < K; ++k)
         if (const Index c = first + k * step; c < a.columns) look(xs[k], dys[k], c, weight_sums[k], bias_sums[k]);
@@ -182,10 +194,9 @@ __global__ void norm_backward_kernel(NormBackwardArgs a) {
     }
     const float mean_gn = block_sum(dot, scratch[turn][0]) / n;
     const float mean_g = kLayer ? block_sum(total, scratch[turn][1]) / n : 0.0f;
-    const auto write = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, Index c) {
+    const auto write = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, const Vec<T, N>& r, Index c) {
       const auto w = load_weights<N>(a.weight, a.half_weight, c);
-      Vec<T, N> r{}, out;
-      if (dresidual) r = load_vec<N>(dresidual + c);
+      Vec<T, N> out;
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const float normalised = (to_float(vx.v[j]) - mean) * rstd;
@@ -198,9 +209,10 @@ __global__ void norm_backward_kernel(NormBackwardArgs a) {
     if constexpr (K > 0) {
 #pragma unroll
       for (int k = 0; k < K; ++k)
-        if (const Index c = first + k * step; c < a.columns) write(xs[k], dys[k], c);
+        if (const Index c = first + k * step; c < a.columns) write(xs[k], dys[k], residuals[k], c);
     } else {
-      for (Index c = first; c < a.columns; c += step) write(load_vec<N>(x + c), load_vec<N>(dy + c), c);
+      for (Index c = first; c < a.columns; c += step)
+        write(load_vec<N>(x + c), load_vec<N>(dy + c), dresidual ? load_vec<N>(dresidual + c) : Vec<T, N>{}, c);
     }
   }
   if constexpr (K > 0) {
