@@ -44,4 +44,23 @@ std::size_t CrossEntropyFinish::workspace(Device target) const {
   return arena_bytes({static_cast<std::size_t>(sums) * sizeof(double)});
 }
 
+namespace {
+// Stands for stats that a workspace will hold.
+Tensor stats_of(const CrossEntropy& op) { return Tensor(nullptr, DType::f32, op.logits.device, {op.logits.dim(0), 3}); }
+}  // namespace
+
+void CrossEntropy::validate() const {
+  check_rank(logits, 2, "cross_entropy: logits");
+  second(stats_of(*this)).validate();
+}
+
+Cost CrossEntropy::cost() const {
+  return {0, 0, bytes_of({&loss, &logits, &targets, &weights}) + (gradient ? bytes_of({&logits}) : 0.0)};
+}
+
+std::size_t CrossEntropy::workspace(Device target) const {
+  return arena_bytes({static_cast<std::size_t>(3 * logits.dim(0)) * sizeof(float)}) +
+         second(stats_of(*this)).workspace(target);
+}
+
 }  // namespace dstrain

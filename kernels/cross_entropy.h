@@ -27,7 +27,7 @@ void run(Cuda, Stream& stream, const CrossEntropyStats& op);
 // in float64. If gradient, logits become scale * weight * (softmax - onehot), padding columns 0. A row of weight 0 adds
 // exactly 0 to both, whatever its logits and target.
 struct CrossEntropyFinish {
-  static constexpr const char* name = "cross_entropy";
+  static constexpr const char* name = "cross_entropy_finish";
   Tensor loss;     // (1) f64, added to
   Tensor logits;   // (rows, V) strided rows; overwritten if gradient
   Tensor stats;    // (ranks, rows, 3) f32
@@ -45,5 +45,39 @@ struct CrossEntropyFinish {
 };
 void run(Cpu, Stream& stream, const CrossEntropyFinish& op);
 void run(Cuda, Stream& stream, const CrossEntropyFinish& op);
+
+// Both in one, for a vocabulary that is whole on this rank: logits are read once where a row fits in registers.
+struct CrossEntropy {
+  static constexpr const char* name = "cross_entropy";
+  Tensor loss;     // (1) f64, added to
+  Tensor logits;   // (rows, V) strided rows; overwritten if gradient
+  Tensor targets;  // (rows) i32
+  Tensor weights;  // (rows) f32
+  Index valid_columns = -1;
+  Tensor scale = {};  // (1) f32; needed if gradient
+  bool gradient = true;
+
+  void validate() const;
+  Cost cost() const;
+  std::size_t workspace(Device target) const;
+  std::array<Tensor, 1> outputs() const { return {loss}; }
+
+  // The two ops that it stands for; `stats` is (rows, 3) f32.
+  CrossEntropyStats first(const Tensor& stats) const {
+    return {.stats = stats, .logits = logits, .targets = targets, .valid_columns = valid_columns};
+  }
+  CrossEntropyFinish second(const Tensor& stats) const {
+    return {.loss = loss,
+            .logits = logits,
+            .stats = stats.view({1, logits.dim(0), 3}),
+            .targets = targets,
+            .weights = weights,
+            .valid_columns = valid_columns,
+            .scale = scale,
+            .gradient = gradient};
+  }
+};
+void run(Cpu, Stream& stream, const CrossEntropy& op);
+void run(Cuda, Stream& stream, const CrossEntropy& op);
 
 }  // namespace dstrain

@@ -8,10 +8,15 @@
 
 namespace dstrain::cuda {
 
-inline Index norm_blocks(Index rows) { return std::min<Index>(rows, 528); }  // four a multiprocessor of an H100
+// As many as an H100's 132 multiprocessors hold at once, by the registers of a thread: about 640 threads each.
+inline Index norm_blocks(Index rows, Index columns) {
+  const Index threads = std::clamp<Index>((columns + 255) / 256 * 32, 32, 256);  // eight columns a thread
+  const Index each = columns <= 2048 ? std::clamp<Index>(768 / threads, 1, 6) : 2;
+  return std::min<Index>(rows, 132 * each);
+}
 
 inline std::size_t norm_partial_bytes(Index rows, Index columns, Index outputs) {
-  return arena_bytes({static_cast<std::size_t>(norm_blocks(rows) * columns * outputs) * sizeof(float)});
+  return arena_bytes({static_cast<std::size_t>(norm_blocks(rows, columns) * columns * outputs) * sizeof(float)});
 }
 
 }  // namespace dstrain::cuda

@@ -87,4 +87,11 @@ void run(Cpu, Stream& stream, const CrossEntropyFinish& op) {
   for (Index i = 0; i < chunks.count; ++i) loss += losses[i];
 }
 
+void run(Cpu, Stream& stream, const CrossEntropy& op) {
+  const ArenaScope scope(stream.workspace());
+  const Tensor stats = stream.workspace().allocate({op.logits.dim(0), 3});
+  run(Cpu{}, stream, op.first(stats));
+  run(Cpu{}, stream, op.second(stats));
+}
+
 }  // namespace dstrain

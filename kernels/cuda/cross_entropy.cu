@@ -122,6 +122,72 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(T* logits, Finish f) {
   }
 }
 
+constexpr int kRowThreads = 1024;
+
+// A row in the registers of a block: K vectors of N a thread.
+template <class T, int N, int K>
+__global__ void __launch_bounds__(kRowThreads) fused_kernel(T* logits, Finish f) {
+  __shared__ Stats parts[kRowThreads / 32];
+  const Index row = blockIdx.x;
+  T* const x = logits + row * f.stride;
+  const float weight = f.weights[row];
+  if (weight == 0) {
+    if (threadIdx.x == 0) f.losses[row] = 0;
+    if (!f.gradient) return;
+    for (Index c = threadIdx.x; c < f.columns; c += kRowThreads) x[c] = cuda::from_float<T>(0.0f);
+    return;
+  }
+  const Index first = static_cast<Index>(threadIdx.x) * N;
+  constexpr Index kStep = kRowThreads * N;
+  cuda::Vec<T, N> kept[K];
+  float most = -INFINITY;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    const Index c = first + k * kStep;
+    if (c >= f.columns) continue;
+    kept[k] = cuda::load_vec<N>(x + c);
+#pragma unroll
+    for (int j = 0; j < N; ++j)
+      if (c + j < f.valid) most = fmaxf(most, cuda::to_float(kept[k].v[j]));
+  }
+  float sum = 0;
+  if (most != -INFINITY) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const Index c = first + k * kStep;
+#pragma unroll
+      for (int j = 0; j < N; ++j)
+        if (c + j < f.valid) sum += expf(cuda::to_float(kept[k].v[j]) - most);
+    }
+  }
+  Stats s{most, sum};
+  for (int d = 16; d > 0; d /= 2)
+    s = merge(s, {__shfl_xor_sync(0xffffffffu, s.most, d), __shfl_xor_sync(0xffffffffu, s.sum, d)});
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = s;
+  const Index target = f.targets[row];
+  const bool here = target >= 0 && target < f.valid;
+  const float at_target = here ? cuda::to_float(x[target]) : 0.0f;
+  __syncthreads();
+  Stats all = parts[0];
+  for (int w = 1; w < kRowThreads / 32; ++w) all = merge(all, parts[w]);
+  const float log_sum = logf(all.sum);
+  if (threadIdx.x == 0) f.losses[row] = weight * (log(static_cast<double>(all.sum)) + all.most - at_target);
+  if (!f.gradient) return;
+  const float factor = *f.scale * weight, scaled = factor / all.sum;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    const Index c = first + k * kStep;
+    if (c >= f.columns) continue;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      float d = c + j < f.valid ? scaled * expf(cuda::to_float(kept[k].v[j]) - all.most) : 0.0f;
+      if (here && c + j == target) d = factor * expm1f(at_target - all.most - log_sum);
+      kept[k].v[j] = cuda::from_float<T>(d);
+    }
+    cuda::store_vec<N>(x + c, kept[k]);
+  }
+}
+
 constexpr int kLastThreads = 1024;
 
 __global__ void __launch_bounds__(kLastThreads) add_losses_kernel(double* loss, const double* losses, Index rows) {
@@ -180,6 +246,57 @@ void run(Cuda, Stream& stream, const CrossEntropyFinish& op) {
       kernel<<<cuda::grid(rows), kThreads, 0, cuda::stream_of(stream)>>>(cuda::pointer<T>(op.logits), f);
     };
     cuda::aligned_rows(op.logits) ? launch_kernel(finish_kernel<T, N>) : launch_kernel(finish_kernel<T, 1>);
+  });
+  cuda::check_launch("cross_entropy");
+  add_losses_kernel<<<1, kLastThreads, 0, cuda::stream_of(stream)>>>(op.loss.as<double>(), f.losses, rows);
+  cuda::check_launch("cross_entropy");
+}
+
+void run(Cuda, Stream& stream, const CrossEntropy& op) {
+  const Index rows = op.logits.dim(0), columns = op.logits.dim(1);
+  if (rows == 0) return;
+  const ArenaScope scope(stream.workspace());
+  const Tensor stats = stream.workspace().allocate({rows, 3});
+  const auto vectors = [&](int n) { return cuda::div_up(columns, Index{kRowThreads} * n); };
+  const int n = static_cast<int>(16 / size_of(op.logits.dtype));
+  if (!cuda::aligned_rows(op.logits) || vectors(n) > 8) {
+    run(Cuda{}, stream, op.first(stats));
+    run(Cuda{}, stream, op.second(stats));
+    return;
+  }
+  const Finish f{.losses = stream.workspace().allocate({rows}, DType::f64).as<double>(),
+                 .stats = nullptr,
+                 .targets = op.targets.as<std::int32_t>(),
+                 .weights = op.weights.as<float>(),
+                 .scale = op.gradient ? op.scale.as<float>() : nullptr,
+                 .ranks = 1,
+                 .rows = rows,
+                 .stride = cuda::row_stride(op.logits),
+                 .columns = columns,
+                 .first = 0,
+                 .valid = valid_of(op.valid_columns, op.logits),
+                 .gradient = op.gradient};
+  cuda::dispatch_float(op.logits.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int N = 16 / sizeof(T);
+    const auto launch_kernel = [&](auto kernel) {
+      kernel<<<cuda::grid(rows), kRowThreads, 0, cuda::stream_of(stream)>>>(cuda::pointer<T>(op.logits), f);
+    };
+    switch (vectors(N)) {
+      case 1:
+        return launch_kernel(fused_kernel<T, N, 1>);
+      case 2:
+        return launch_kernel(fused_kernel<T, N, 2>);
+      case 3:
+      case 4:
+        return launch_kernel(fused_kernel<T, N, 4>);
+      case 5:
+      case 6:
+      case 7:
+        return launch_kernel(fused_kernel<T, N, 7>);
+      default:
+        return launch_kernel(fused_kernel<T, N, 8>);
+    }
   });
   cuda::check_launch("cross_entropy");
   add_losses_kernel<<<1, kLastThreads, 0, cuda::stream_of(stream)>>>(op.loss.as<double>(), f.losses, rows);

@@ -35,7 +35,7 @@ void run(Cuda, Stream& stream, const LayerNormForward& op) {
 }
 
 void run(Cuda, Stream& stream, const LayerNormBackward& op) {
-  const Index rows = op.x.dim(0), columns = op.x.dim(1), blocks = cuda::norm_blocks(rows);
+  const Index rows = op.x.dim(0), columns = op.x.dim(1), blocks = cuda::norm_blocks(rows, columns);
   const ArenaScope scope(stream.workspace());
   float* const partial = stream.workspace().allocate({2 * blocks * columns}).as<float>();
   float* const bias_partial = partial + blocks * columns;

@@ -32,7 +32,7 @@ void run(Cuda, Stream& stream, const RmsNormForward& op) {
 }
 
 void run(Cuda, Stream& stream, const RmsNormBackward& op) {
-  const Index rows = op.x.dim(0), columns = op.x.dim(1), blocks = cuda::norm_blocks(rows);
+  const Index rows = op.x.dim(0), columns = op.x.dim(1), blocks = cuda::norm_blocks(rows, columns);
   const ArenaScope scope(stream.workspace());
   float* const partial = stream.workspace().allocate({blocks * columns}).as<float>();
   const cuda::NormBackwardArgs args{.dx = op.dx.data,

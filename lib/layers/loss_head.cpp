@@ -40,6 +40,18 @@ void LossHead::chunks(Context& context, const Batch& batch, const Tensor& y, boo
     const Tensor logits_chunk = context.scratch.allocate({n, columns}, y.dtype);
     logits(context, y.slice(0, begin, end), logits_chunk);
     const Tensor targets = batch.targets.slice(0, begin, end);
+    const Tensor weights = batch.loss_weights.slice(0, begin, end);
+    if (ranks == 1) {
+      launch(context.stream, CrossEntropy{.loss = context.loss,
+                                          .logits = logits_chunk,
+                                          .targets = targets,
+                                          .weights = weights,
+                                          .valid_columns = valid_columns_,
+                                          .scale = context.loss_scale,
+                                          .gradient = gradient});
+      use(begin, end, logits_chunk);
+      continue;
+    }
     const Tensor all_stats = context.scratch.allocate({ranks, n, 3});
     const Tensor stats = all_stats.slice(0, context.tensor.rank(), context.tensor.rank() + 1).view({n, 3});
     launch(context.stream, CrossEntropyStats{.stats = stats,
@@ -47,12 +59,12 @@ void LossHead::chunks(Context& context, const Batch& batch, const Tensor& y, boo
                                              .targets = targets,
                                              .first_column = first_column_,
                                              .valid_columns = valid_columns_});
-    if (ranks > 1) context.tensor.all_gather(context.stream, all_stats.view({ranks * n * 3}), stats.view({n * 3}));
+    context.tensor.all_gather(context.stream, all_stats.view({ranks * n * 3}), stats.view({n * 3}));
     launch(context.stream, CrossEntropyFinish{.loss = context.loss,
                                               .logits = logits_chunk,
                                               .stats = all_stats,
                                               .targets = targets,
-                                              .weights = batch.loss_weights.slice(0, begin, end),
+                                              .weights = weights,
                                               .first_column = first_column_,
                                               .valid_columns = valid_columns_,
                                               .scale = context.loss_scale,

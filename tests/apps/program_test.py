@@ -312,7 +312,7 @@ def test_gpu(d):
     run("eval", d / "gpu", says="step 10")
     text = run("generate", d / "gpu", "--prompt", "the quick", "--tokens", 20, "--temperature", 0)
     check(text == run("generate", d / "gpu", "--prompt", "the quick", "--tokens", 20, "--temperature", 0), "repeatable")
-    run("train", job(d, "huge"), gpu, "model.hidden_size=16384", "model.intermediate_size=65536",
+    run("train", job(d, "huge"), gpu, "model.hidden_size=16384", "model.num_attention_heads=128", "model.num_key_value_heads=128", "model.intermediate_size=65536",
         "model.num_hidden_layers=64", code=13, says=["GPU memory", "the plan counts"])
     traced(d, gpu)
 

@@ -130,7 +130,7 @@ struct NormBackwardArgs {
 };
 
 template <bool kLayer, class T, int N, int K>
-__global__ void norm_backward_kernel(NormBackwardArgs a) {
+__global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 2 ? 2 : 1) norm_backward_kernel(NormBackwardArgs a) {
   __shared__ float scratch[2][2][32];
   const Index begin = a.rows * blockIdx.x / gridDim.x, end = a.rows * (blockIdx.x + 1) / gridDim.x;
   const Index step = static_cast<Index>(blockDim.x) * N, first = static_cast<Index>(threadIdx.x) * N;
