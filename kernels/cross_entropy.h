@@ -46,7 +46,7 @@ struct CrossEntropyFinish {
 void run(Cpu, Stream& stream, const CrossEntropyFinish& op);
 void run(Cuda, Stream& stream, const CrossEntropyFinish& op);
 
-// Both in one, for a vocabulary that is whole on this rank: logits are read once where a row fits in registers.
+// Both in one, for a vocabulary that is whole on this rank: logits are read once where a GPU can keep a row.
 struct CrossEntropy {
   static constexpr const char* name = "cross_entropy";
   Tensor loss;     // (1) f64, added to

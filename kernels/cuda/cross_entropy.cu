@@ -1,5 +1,6 @@
-#include "kernels/cross_entropy.h"
+#include <cuda_pipeline.h>
 
+#include "kernels/cross_entropy.h"
 #include "kernels/cuda/device/dispatch.cuh"
 
 namespace dstrain {
@@ -13,11 +14,23 @@ struct Stats {
   float most, sum;
 };
 
+// With both maxima -inf the sums are 0, or NaN when a value is: NaN must reach the loss.
 __device__ inline Stats merge(Stats a, Stats b) {
   const float most = fmaxf(a.most, b.most);
-  if (most == -INFINITY) return {most, 0.0f};
+  if (most == -INFINITY) return {most, a.sum + b.sum};
   return {most, a.sum * expf(a.most - most) + b.sum * expf(b.most - most)};
 }
+
+// exp(x - most). For bfloat16 two units in the last place of the sum's float32 are plenty.
+template <class T>
+__device__ inline float exp_of(float x, float most) {
+  if constexpr (sizeof(T) == 4)
+    return expf(x - most);
+  else
+    return __expf(x - most);
+}
+
+__device__ inline float shift_of(float most) { return most == -INFINITY ? 0.0f : most; }
 
 __device__ inline Stats block_stats(Stats s) {
   __shared__ Stats parts[kWarps];
@@ -36,18 +49,18 @@ template <class T, int N>
 __device__ inline Stats row_stats(const T* row, Index valid) {
   Stats s{-INFINITY, 0.0f};
   const Index whole = valid / N * N;
-  for (Index c = static_cast<Index>(threadIdx.x) * N; c < whole; c += kThreads * N) {
-    const auto v = cuda::load_vec<N>(row + c);
+  const auto add = [&](const auto& v) {
     float most = s.most;
 #pragma unroll
-    for (int j = 0; j < N; ++j) most = fmaxf(most, cuda::to_float(v.v[j]));
-    if (most == -INFINITY) continue;
+    for (const T& x : v.v) most = fmaxf(most, cuda::to_float(x));
+    const float shift = shift_of(most);
     float sum = 0;
 #pragma unroll
-    for (int j = 0; j < N; ++j) sum += expf(cuda::to_float(v.v[j]) - most);
-    s = {most, s.sum * expf(s.most - most) + sum};
-  }
-  for (Index c = whole + threadIdx.x; c < valid; c += kThreads) s = merge(s, {cuda::to_float(row[c]), 1.0f});
+    for (const T& x : v.v) sum += exp_of<T>(cuda::to_float(x), shift);
+    s = {most, s.sum * exp_of<T>(s.most, shift) + sum};
+  };
+  for (Index c = static_cast<Index>(threadIdx.x) * N; c < whole; c += kThreads * N) add(cuda::load_vec<N>(row + c));
+  for (Index c = whole + threadIdx.x; c < valid; c += kThreads) add(cuda::load_vec<1>(row + c));
   return s;
 }
 
@@ -102,90 +115,90 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(T* logits, Finish f) {
   // expm1 keeps the digits of softmax - 1 when the target is nearly certain. Read before anyone writes.
   const float at_target = here ? cuda::to_float(x[target]) : 0.0f;
   __syncthreads();
+  const float target_value = factor * expm1f(at_target - most - static_cast<float>(log_sum));
   const Index whole = f.valid / N * N;
   for (Index c = static_cast<Index>(threadIdx.x) * N; c < whole; c += kThreads * N) {
     auto v = cuda::load_vec<N>(x + c);
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
-      float d = scaled * expf(cuda::to_float(v.v[j]) - most);
-      if (here && c + j == target) d = factor * expm1f(at_target - most - static_cast<float>(log_sum));
-      v.v[j] = cuda::from_float<T>(d);
-    }
+    for (T& d : v.v) d = cuda::from_float<T>(scaled * exp_of<T>(cuda::to_float(d), most));
     cuda::store_vec<N>(x + c, v);
+    if (here && target >= c && target < c + N) x[target] = cuda::from_float<T>(target_value);
   }
   for (Index c = whole + threadIdx.x; c < f.columns; c += kThreads) {
     float d = 0;
-    if (c < f.valid)
-      d = here && c == target ? factor * expm1f(at_target - most - static_cast<float>(log_sum))
-                              : scaled * expf(cuda::to_float(x[c]) - most);
+    if (c < f.valid) d = here && c == target ? target_value : scaled * exp_of<T>(cuda::to_float(x[c]), most);
     x[c] = cuda::from_float<T>(d);
   }
 }
 
-constexpr int kRowThreads = 1024;
-
-// A row in the registers of a block: K vectors of N a thread.
-template <class T, int N, int K>
-__global__ void __launch_bounds__(kRowThreads) fused_kernel(T* logits, Finish f) {
-  __shared__ Stats parts[kRowThreads / 32];
+// A row is read once and kept in shared memory, where each thread comes back to the vectors that it copied itself.
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads) fused_kernel(T* logits, Finish f) {
+  extern __shared__ __align__(16) unsigned char memory[];
   const Index row = blockIdx.x;
   T* const x = logits + row * f.stride;
+  T* const kept = reinterpret_cast<T*>(memory);  // (columns)
+  const Index first = static_cast<Index>(threadIdx.x) * N;
+  constexpr Index kStep = kThreads * N;
   const float weight = f.weights[row];
   if (weight == 0) {
     if (threadIdx.x == 0) f.losses[row] = 0;
     if (!f.gradient) return;
-    for (Index c = threadIdx.x; c < f.columns; c += kRowThreads) x[c] = cuda::from_float<T>(0.0f);
+    for (Index c = first; c < f.columns; c += kStep) cuda::store_vec<N>(x + c, cuda::Vec<T, N>{});
     return;
   }
-  const Index first = static_cast<Index>(threadIdx.x) * N;
-  constexpr Index kStep = kRowThreads * N;
-  cuda::Vec<T, N> kept[K];
-  float most = -INFINITY;
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-    const Index c = first + k * kStep;
-    if (c >= f.columns) continue;
-    kept[k] = cuda::load_vec<N>(x + c);
-#pragma unroll
-    for (int j = 0; j < N; ++j)
-      if (c + j < f.valid) most = fmaxf(most, cuda::to_float(kept[k].v[j]));
-  }
-  float sum = 0;
-  if (most != -INFINITY) {
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      const Index c = first + k * kStep;
-#pragma unroll
-      for (int j = 0; j < N; ++j)
-        if (c + j < f.valid) sum += expf(cuda::to_float(kept[k].v[j]) - most);
-    }
-  }
-  Stats s{most, sum};
-  for (int d = 16; d > 0; d /= 2)
-    s = merge(s, {__shfl_xor_sync(0xffffffffu, s.most, d), __shfl_xor_sync(0xffffffffu, s.sum, d)});
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = s;
+  for (Index c = first; c < f.columns; c += kStep) __pipeline_memcpy_async(kept + c, x + c, N * sizeof(T));
+  __pipeline_commit();
   const Index target = f.targets[row];
   const bool here = target >= 0 && target < f.valid;
   const float at_target = here ? cuda::to_float(x[target]) : 0.0f;
-  __syncthreads();
-  Stats all = parts[0];
-  for (int w = 1; w < kRowThreads / 32; ++w) all = merge(all, parts[w]);
+  __pipeline_wait_prior(0);
+
+  const Index whole = f.valid / N * N;  // a vector beyond is padding, in part
+  float most = -INFINITY, sum = 0;
+  for (Index c = first; c < whole; c += kStep) {
+    const auto v = cuda::load_vec<N>(kept + c);
+#pragma unroll
+    for (const T& d : v.v) most = fmaxf(most, cuda::to_float(d));
+  }
+  const bool last_is_mine = whole < f.valid && whole % kStep == first;
+  if (last_is_mine)
+    for (Index c = whole; c < f.valid; ++c) most = fmaxf(most, cuda::to_float(kept[c]));
+  const float shift = shift_of(most);
+  for (Index c = first; c < whole; c += kStep) {
+    const auto v = cuda::load_vec<N>(kept + c);
+#pragma unroll
+    for (const T& d : v.v) sum += exp_of<T>(cuda::to_float(d), shift);
+  }
+  if (last_is_mine)
+    for (Index c = whole; c < f.valid; ++c) sum += exp_of<T>(cuda::to_float(kept[c]), shift);
+
+  const Stats all = block_stats({most, sum});
   const float log_sum = logf(all.sum);
   if (threadIdx.x == 0) f.losses[row] = weight * (log(static_cast<double>(all.sum)) + all.most - at_target);
   if (!f.gradient) return;
   const float factor = *f.scale * weight, scaled = factor / all.sum;
+  for (Index c = first; c < f.columns; c += kStep) {
+    auto v = cuda::load_vec<N>(kept + c);
 #pragma unroll
-  for (int k = 0; k < K; ++k) {
-    const Index c = first + k * kStep;
-    if (c >= f.columns) continue;
+    for (T& d : v.v) d = cuda::from_float<T>(scaled * exp_of<T>(cuda::to_float(d), all.most));
+    if (c >= whole) {
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
-      float d = c + j < f.valid ? scaled * expf(cuda::to_float(kept[k].v[j]) - all.most) : 0.0f;
-      if (here && c + j == target) d = factor * expm1f(at_target - all.most - log_sum);
-      kept[k].v[j] = cuda::from_float<T>(d);
+      for (int j = 0; j < N; ++j)
+        if (c + j >= f.valid) v.v[j] = cuda::from_float<T>(0.0f);
     }
-    cuda::store_vec<N>(x + c, kept[k]);
+    cuda::store_vec<N>(x + c, v);
+    if (here && target >= c && target < c + N)
+      x[target] = cuda::from_float<T>(factor * expm1f(at_target - all.most - log_sum));
   }
+}
+
+// Shared memory that a block of the current device may ask for.
+std::size_t shared_memory() {
+  int device = 0, bytes = 0;
+  cuda_check(cudaGetDevice(&device), "cudaGetDevice");
+  cuda_check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
+  return static_cast<std::size_t>(bytes);
 }
 
 constexpr int kLastThreads = 1024;
@@ -257,9 +270,8 @@ void run(Cuda, Stream& stream, const CrossEntropy& op) {
   if (rows == 0) return;
   const ArenaScope scope(stream.workspace());
   const Tensor stats = stream.workspace().allocate({rows, 3});
-  const auto vectors = [&](int n) { return cuda::div_up(columns, Index{kRowThreads} * n); };
-  const int n = static_cast<int>(16 / size_of(op.logits.dtype));
-  if (!cuda::aligned_rows(op.logits) || vectors(n) > 8) {
+  const std::size_t row_bytes = static_cast<std::size_t>(columns) * size_of(op.logits.dtype);
+  if (!cuda::aligned_rows(op.logits) || row_bytes + sizeof(Stats) * kWarps > shared_memory()) {
     run(Cuda{}, stream, op.first(stats));
     run(Cuda{}, stream, op.second(stats));
     return;
@@ -279,24 +291,12 @@ void run(Cuda, Stream& stream, const CrossEntropy& op) {
   cuda::dispatch_float(op.logits.dtype, [&](auto zero) {
     using T = decltype(zero);
     constexpr int N = 16 / sizeof(T);
-    const auto launch_kernel = [&](auto kernel) {
-      kernel<<<cuda::grid(rows), kRowThreads, 0, cuda::stream_of(stream)>>>(cuda::pointer<T>(op.logits), f);
-    };
-    switch (vectors(N)) {
-      case 1:
-        return launch_kernel(fused_kernel<T, N, 1>);
-      case 2:
-        return launch_kernel(fused_kernel<T, N, 2>);
-      case 3:
-      case 4:
-        return launch_kernel(fused_kernel<T, N, 4>);
-      case 5:
-      case 6:
-      case 7:
-        return launch_kernel(fused_kernel<T, N, 7>);
-      default:
-        return launch_kernel(fused_kernel<T, N, 8>);
-    }
+    const auto kernel = fused_kernel<T, N>;
+    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(row_bytes)),
+               "cudaFuncSetAttribute");
+    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100),
+               "cudaFuncSetAttribute");
+    kernel<<<cuda::grid(rows), kThreads, row_bytes, cuda::stream_of(stream)>>>(cuda::pointer<T>(op.logits), f);
   });
   cuda::check_launch("cross_entropy");
   add_losses_kernel<<<1, kLastThreads, 0, cuda::stream_of(stream)>>>(op.loss.as<double>(), f.losses, rows);

@@ -147,9 +147,11 @@ TEST_CASE("cross_entropy over shares of the vocabulary, and its gradient") {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const Index columns : {1, 3, 7, 65, 127, 129}) check_cross_entropy(3, columns, columns, 1, dtype, 0);
     check_cross_entropy(7, 66, 61, 2, dtype, 3);
-    // Rows that fit in a block's registers on a GPU, in one to eight vectors a thread, and one that does not.
-    for (const Index columns : {4096, 8256, 20000, 32768, 50304, 65536, 70016})
+    // Rows that a GPU keeps, and two that it reads again: too long, or not aligned.
+    for (const Index columns : {4096, 20000, 32768, 50304, 131072})
       check_cross_entropy(3, columns, columns - 37, 1, dtype, 0);
+    check_cross_entropy(3, 4096, 4089, 1, dtype, 8);
+    check_cross_entropy(3, 4096, 4090, 1, dtype, 3);
     check_cross_entropy(3, 24, 15, 3, dtype, 0);  // the last share is all padding
     check_cross_entropy(0, 8, 8, 2, dtype, 0);
     check_cross_entropy(129, 129 * 3, 300, 3, dtype, 1);
@@ -174,6 +176,33 @@ TEST_CASE("cross_entropy: known answers, extremes and padding rows") {
   t.expect("dlogits", logits, {third, -third, 0, 0, 0, 0, 0, 0, 0}, {4 * kUnit, 4 * kUnit, 0, 0, 0, 0, 0, 0, 0});
   t.launch(CrossEntropyStats{.stats = stats.view({3, 3}), .logits = logits, .targets = targets, .valid_columns = 0});
   t.expect_equal("stats", stats, {-INFINITY, 0, 0, -INFINITY, 0, 0, -INFINITY, 0, 0});
+}
+
+// Every block of columns in turn holds nothing but NaN: kernels that keep a maximum a thread must not lose it.
+TEST_CASE("cross_entropy: a NaN anywhere reaches the loss") {
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const Index columns : {8, 4097, 8192})
+      for (const Index at : {Index{0}, columns - 8}) {
+        for_each_run([&](OpCase& t) {
+          Doubles values(static_cast<std::size_t>(columns), 0.5);
+          for (Index c = at; c < at + 8; ++c) values[static_cast<std::size_t>(c)] = std::nan("");
+          const Tensor once = t.values({1, columns}, dtype, values), twice = t.values({1, columns}, dtype, values);
+          const Tensor targets = t.values({1}, DType::i32, {static_cast<double>(columns / 2)});
+          const Tensor weights = t.values({1}, DType::f32, {1}), stats = t.unset({1, 1, 3}, DType::f32);
+          const Tensor loss = t.values({1}, DType::f64, {0}), loss_twice = t.values({1}, DType::f64, {0});
+          t.launch(
+              CrossEntropy{.loss = loss, .logits = once, .targets = targets, .weights = weights, .gradient = false});
+          t.launch(CrossEntropyStats{.stats = stats.view({1, 3}), .logits = twice, .targets = targets});
+          t.launch(CrossEntropyFinish{.loss = loss_twice,
+                                      .logits = twice,
+                                      .stats = stats,
+                                      .targets = targets,
+                                      .weights = weights,
+                                      .gradient = false});
+          CHECK(std::isnan(loss.as<double>()[0]));
+          CHECK(std::isnan(loss_twice.as<double>()[0]));
+        });
+      }
 }
 
 TEST_CASE("cross_entropy: what it rejects") {

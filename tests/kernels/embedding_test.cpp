@@ -51,6 +51,10 @@ TEST_CASE("embedding and its gradient") {
       for (const Index columns : {1, 3, 7, 65, 127, 129}) check_embedding(65, columns, 11, 0, dtype, write, 0);
       check_embedding(127, 65, 7, 100, dtype, write, 3);
       check_embedding(0, 7, 3, 0, dtype, write, 0);
+      // Long runs of one id (natural text has them), more rows than a GPU's block lists at once; many entries.
+      check_embedding(5000, 12, 1, 3, dtype, write, 0);
+      check_embedding(9001, 260, 3, 0, dtype, write, 4);
+      check_embedding(1025, 40, 40000, 0, dtype, write, 0);
     }
   }
 }

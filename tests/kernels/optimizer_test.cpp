@@ -196,23 +196,51 @@ TEST_CASE("adamw: the first step by hand") {
   t.expect("exp_avg_sq", s.exp_avg_sq, {0.0125}, {16 * kUnit * 0.0125});
 }
 
+// The same weights as the update of a float32 master, whose bits the two halves keep.
+TEST_CASE("adamw: a split master is updated as the float32 one") {
+  for (const Index n : {1, 3, 127, 40001})
+    for_each_run([&](OpCase& t) {
+      const State s = make_state(t, n, false, 0.5);
+      const auto copy = [&](const Tensor& x) { return t.values({n}, DType::f32, to_doubles(x)); };
+      AdamW split = update(s);
+      split.master = {};
+      split.exp_avg = copy(s.exp_avg), split.exp_avg_sq = copy(s.exp_avg_sq);
+      split.compute = t.unset({n}, DType::bf16), split.low = t.unset({n}, DType::u16);
+      t.launch(SplitMaster{.hi = split.compute, .low = split.low, .master = s.master});
+      t.launch(update(s));
+      t.launch(split);
+      const Tensor joined = t.unset({n}, DType::f32);
+      t.launch(JoinMaster{.master = joined, .hi = split.compute, .low = split.low});
+      if (!t.compare()) return;
+      t.expect_equal("master", joined, to_doubles(s.master));
+      t.expect_equal("exp_avg", split.exp_avg, to_doubles(s.exp_avg));
+      t.expect_equal("exp_avg_sq", split.exp_avg_sq, to_doubles(s.exp_avg_sq));
+    });
+}
+
 TEST_CASE("adamw: shards have the bits of the whole; a bad clip coefficient changes nothing") {
-  OpCase t(2, true), again(1, true);
-  const State whole = make_state(t, 20011, true, 0.5), parts = make_state(again, 20011, true, 0.5);
-  t.launch(update(whole));
-  for (const auto& [begin, end] : {std::pair<Index, Index>{0, 1}, {1, 6}, {6, 5003}, {5003, 20011}}) {
-    AdamW part = update(parts);
-    for (Tensor* x : {&part.master, &part.exp_avg, &part.exp_avg_sq, &part.gradient, &part.compute})
-      *x = x->slice(0, begin, end);
-    again.launch(part);
+  for (const std::string& name : devices()) {
+    const Device device = name == "cuda" ? Device::cuda : Device::cpu;
+    CAPTURE(name);
+    OpCase t(2, true, device), again(1, true, device);
+    const State whole = make_state(t, 20011, true, 0.5), parts = make_state(again, 20011, true, 0.5);
+    t.launch(update(whole));
+    for (const auto& [begin, end] : {std::pair<Index, Index>{0, 1}, {1, 6}, {6, 5003}, {5003, 20011}}) {
+      AdamW part = update(parts);
+      for (Tensor* x : {&part.master, &part.exp_avg, &part.exp_avg_sq, &part.gradient, &part.compute})
+        *x = x->slice(0, begin, end);
+      again.launch(part);
+    }
+    CHECK(t.bits() == again.bits());
+    for (const double bad : {static_cast<double>(NAN), static_cast<double>(INFINITY)}) {
+      OpCase before(1, true, device), after(1, true, device);
+      make_state(before, 100, true, bad);
+      after.launch(update(make_state(after, 100, true, bad)));
+      CHECK(before.bits() == after.bits());
+    }
   }
-  CHECK(t.bits() == again.bits());
-  for (const double bad : {static_cast<double>(NAN), static_cast<double>(INFINITY)}) {
-    OpCase before(1, true), after(1, true);
-    make_state(before, 100, true, bad);
-    after.launch(update(make_state(after, 100, true, bad)));
-    CHECK(before.bits() == after.bits());
-  }
+  OpCase t(2, true);
+  const State whole = make_state(t, 20011, true, 0.5);
   AdamW wrong = update(whole);
   wrong.gradient = whole.gradient.slice(0, 0, 5);
   check_rejects([&] { t.launch(wrong); }, "adamw: gradient has shape (5), expected (20011)");
