@@ -36,6 +36,7 @@ struct Call {
   bool transpose_a, transpose_b, accumulate, bias, tf32, deterministic;
   Epilogue epilogue;
   int align_a, align_b, align_c, align_pre, align_bias;
+  int reserved;  // multiprocessors left free
   auto operator<=>(const Call&) const = default;
 };
 
@@ -48,7 +49,8 @@ int alignment(const Tensor& t) {
 // cuBLASLt wants a row stride of at least a row, also where one row makes the stride meaningless.
 Index row_stride(const Tensor& t) { return t.defined() ? std::max<Index>({t.stride(0), t.dim(1), 1}) : 0; }
 
-Call call_of(const Matmul& op, const ComputeSettings& settings) {
+Call call_of(const Matmul& op, const Stream& stream) {
+  const ComputeSettings& settings = stream.settings();
   return {.m = op.m(),
           .n = op.n(),
           .k = op.k(),
@@ -69,7 +71,8 @@ Call call_of(const Matmul& op, const ComputeSettings& settings) {
           .align_b = alignment(op.b),
           .align_c = alignment(op.c),
           .align_pre = alignment(op.pre),
-          .align_bias = alignment(op.bias)};
+          .align_bias = alignment(op.bias),
+          .reserved = stream.reserved_multiprocessors()};
 }
 
 const char* name_of_epilogue(Epilogue e) {
@@ -78,11 +81,12 @@ const char* name_of_epilogue(Epilogue e) {
 
 // Names the call in tuned choices.
 std::string text_of(const Call& c) {
-  return format("matmul {} to {}{}, {}{}, m {} n {} k {}, rows of {} {} {} {}, aligned {} {} {} {} {}{}{}{}{}",
+  return format("matmul {} to {}{}, {}{}, m {} n {} k {}, rows of {} {} {} {}, aligned {} {} {} {} {}{}{}{}{}{}",
                 name_of(c.in), name_of(c.out), c.tf32 ? " tf32" : "", c.transpose_a ? "t" : "n",
                 c.transpose_b ? "t" : "n", c.m, c.n, c.k, c.lda, c.ldb, c.ldc, c.ldpre, c.align_a, c.align_b, c.align_c,
                 c.align_pre, c.align_bias, c.accumulate ? ", added" : "", c.bias ? ", bias" : "",
-                name_of_epilogue(c.epilogue), c.deterministic ? ", deterministic" : "");
+                name_of_epilogue(c.epilogue), c.deterministic ? ", deterministic" : "",
+                c.reserved > 0 ? format(", {} multiprocessors free", c.reserved) : std::string());
 }
 
 struct Destroy {
@@ -151,6 +155,12 @@ Plan describe(const Call& call, const Matmul& op) {
   set(operation, CUBLASLT_MATMUL_DESC_TRANSB, call.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
   set(operation, CUBLASLT_MATMUL_DESC_EPILOGUE, library_epilogue(call));
   if (call.epilogue != Epilogue::none) set(operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, std::int64_t{call.ldpre});
+  if (call.reserved > 0) {
+    int device = 0, all = 0;
+    cuda_check(cudaGetDevice(&device), "cudaGetDevice");
+    cuda_check(cudaDeviceGetAttribute(&all, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+    set(operation, CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET, std::int32_t{std::max(1, all - call.reserved)});
+  }
   set_addresses(plan, op);
   plan.a = layout(op.a);
   plan.b = layout(op.b);
@@ -361,7 +371,7 @@ bool library_matmul(Stream& stream, const Matmul& op, const Tensor& workspace) {
   CudaState& state = cuda::state_of(stream);
   if (!state.matmul_plans) state.matmul_plans = std::make_unique<MatmulPlans>();
   std::map<Call, Plan>& plans = static_cast<MatmulPlans&>(*state.matmul_plans).plans;
-  const Call call = call_of(op, stream.settings());
+  const Call call = call_of(op, stream);
   auto at = plans.find(call);
   const bool made = at == plans.end();
   if (made) {

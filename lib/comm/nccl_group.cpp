@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <mutex>
 #include <utility>
 
 #include "lib/core/gpu.h"
@@ -20,7 +21,7 @@ void nccl_check(ncclResult_t r, const char* call) {
 
 class Communicator final : public NcclCommunicator {
  public:
-  Communicator(ProcessGroup& host, bool nvls) {
+  Communicator(ProcessGroup& host, bool nvls, int most_blocks) {
     // NCCL's only switch for NVLink multicast, read when its first communicator is made. Nobody else's value is
     // changed.
     if (!nvls) setenv("NCCL_NVLS_ENABLE", "0", 0);
@@ -31,20 +32,40 @@ class Communicator final : public NcclCommunicator {
     host.broadcast(stream, Tensor(id.internal, DType::u8, Device::cpu, {static_cast<Index>(sizeof id.internal)}), 0);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 1;
+    if (most_blocks > 0) {
+      config.minCTAs = 1;
+      config.maxCTAs = most_blocks;
+    }
     nccl_check(ncclCommInitRankConfig(&comm_, host.size(), id, host.rank(), &config), "ncclCommInitRankConfig");
   }
   ~Communicator() override {
-    if (!comm_) return;
+    if (!comm_ || !interrupted_.empty()) return;
     // Peers of an unwinding rank may be gone: destroying would wait for them.
     if (std::uncaught_exceptions() > 0)
       ncclCommAbort(comm_);
     else
       ncclCommDestroy(comm_);
   }
-  ncclComm_t get() const { return comm_; }
+  void interrupt(const std::string& why) override {
+    const std::scoped_lock lock(mutex_);
+    if (!interrupted_.empty()) return;
+    interrupted_ = why.empty() ? "interrupted" : why;
+    ncclCommAbort(comm_);
+  }
+  // For the next call; throws what has gone wrong beside the calls.
+  ncclComm_t get() {
+    const std::scoped_lock lock(mutex_);
+    require(interrupted_.empty(), ExitCode::lost, "{}", interrupted_);
+    ncclResult_t state = ncclSuccess;
+    nccl_check(ncclCommGetAsyncError(comm_, &state), "ncclCommGetAsyncError");
+    if (state != ncclInProgress) nccl_check(state, "a collective of NCCL");
+    return comm_;
+  }
 
  private:
   ncclComm_t comm_ = nullptr;
+  std::mutex mutex_;
+  std::string interrupted_;
 };
 
 ncclDataType_t type_of(DType t) {
@@ -151,6 +172,7 @@ class NcclGroup final : public ProcessGroup {
     nccl_check(ncclAllReduce(word_.data(), word_.data(), 1, ncclInt32, ncclSum, comm(), queue(stream)),
                "ncclAllReduce");
     stream.synchronize();
+    comm();  // an interrupt ends the wait too
   }
 
  private:
@@ -196,8 +218,8 @@ class NcclGroup final : public ProcessGroup {
 
 }  // namespace
 
-std::shared_ptr<NcclCommunicator> make_nccl_communicator(ProcessGroup& host, bool nvls) {
-  return std::make_shared<Communicator>(host, nvls);
+std::shared_ptr<NcclCommunicator> make_nccl_communicator(ProcessGroup& host, bool nvls, int most_blocks) {
+  return std::make_shared<Communicator>(host, nvls, most_blocks);
 }
 
 std::unique_ptr<ProcessGroup> make_nccl_group(std::shared_ptr<NcclCommunicator> communicator,

@@ -1,9 +1,11 @@
 #pragma once
 // NcclGroup: the collectives of ranks that have a GPU each, by NCCL, enqueued on the stream. Reductions add in NCCL's
 // order, the same run after run on the same cards, not rank by rank; bf16 is rounded at each hop. On streams of other
-// devices it hands over to the host's group. Errors: Error{lost} naming the call.
+// devices it hands over to the host's group. Errors, those of other ranks that NCCL has noticed included: Error{lost}
+// naming the call.
 
 #include <memory>
+#include <string>
 
 #include "lib/comm/process_group.h"
 
@@ -14,11 +16,14 @@ namespace dstrain {
 class NcclCommunicator {
  public:
   virtual ~NcclCommunicator() = default;
+  // From any thread: what is in flight ends, with any values; every later call throws Error{lost} with this message.
+  virtual void interrupt(const std::string& why) = 0;
 };
 
 // Collective over the members: `host` carries the id. The calling thread's GPU is this rank's. `nvls`: NVLink
 // multicast.
-std::shared_ptr<NcclCommunicator> make_nccl_communicator(ProcessGroup& host, bool nvls);
+// `most_blocks`: of NCCL's kernels, each on a multiprocessor of its own; 0: as NCCL likes.
+std::shared_ptr<NcclCommunicator> make_nccl_communicator(ProcessGroup& host, bool nvls, int most_blocks);
 std::unique_ptr<ProcessGroup> make_nccl_group(std::shared_ptr<NcclCommunicator> communicator,
                                               std::unique_ptr<ProcessGroup> host);
 

@@ -145,7 +145,10 @@ class MpiWorld final : public World {
   int local_size() const override { return runtime_.local_size(); }
   const std::string& host_name() const override { return runtime_.host_name(); }
   const char* kind() const override { return "mpi"; }
-  void interrupt(const std::string& why) override { runtime_.interrupt(why); }
+  void interrupt(const std::string& why) override {
+    runtime_.interrupt(why);
+    interrupt_communicators(why);
+  }
 
  protected:
   std::unique_ptr<Transport> transport(Poster poster, GroupKind kind, std::span<const int> members) override {
@@ -179,12 +182,25 @@ std::unique_ptr<ProcessGroup> World::group(Poster poster, GroupKind kind, std::s
   if (gpus_ == Gpus::none || !on_gpu || members.size() == 1) return host;
   if constexpr (build::cuda) {
     if (gpus_ == Gpus::own) {
-      auto& communicator = communicators_[{poster, {members.begin(), members.end()}}];
-      if (!communicator) communicator = make_nccl_communicator(*host, gpu_options_.nvls);
+      const std::pair key(poster, std::vector<int>(members.begin(), members.end()));
+      const auto known = communicators_.find(key);
+      const auto communicator =
+          known != communicators_.end()
+              ? known->second
+              : make_nccl_communicator(*host, gpu_options_.nvls, poster == Poster::gradients ? kGradientBlocks : 0);
+      {
+        const std::scoped_lock lock(mutex_);
+        communicators_.emplace(key, communicator);
+      }
       return make_nccl_group(communicator, std::move(host));
     }
   }
   return std::make_unique<StagedGroup>(std::move(host));
+}
+
+void World::interrupt_communicators(const std::string& why) {
+  const std::scoped_lock lock(mutex_);
+  for (const auto& [key, communicator] : communicators_) communicator->interrupt(why);
 }
 
 void World::use_gpus(const GpuOptions& options) {

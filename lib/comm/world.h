@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <utility>
@@ -24,6 +25,8 @@ enum class Poster : unsigned char {
   watchdog,    // liveness, stop requests
 };
 constexpr int kPosters = 5;
+// Multiprocessors that reductions of the poster `gradients` take on a GPU. They have the whole backward to finish in.
+constexpr int kGradientBlocks = 4;
 const char* name_of(Poster poster);
 
 // How ranks with GPUs may talk.
@@ -67,6 +70,8 @@ class World {
 
  protected:
   virtual std::unique_ptr<Transport> transport(Poster poster, GroupKind kind, std::span<const int> members) = 0;
+  // interrupt() for what runs on GPUs.
+  void interrupt_communicators(const std::string& why);
 
  private:
   enum class Gpus : unsigned char { none, shared, own };
@@ -74,6 +79,7 @@ class World {
   GpuOptions gpu_options_;
   // Groups with the same members on the same stream share a communicator.
   std::map<std::pair<Poster, std::vector<int>>, std::shared_ptr<NcclCommunicator>> communicators_;
+  std::mutex mutex_;  // of communicators_
 };
 
 // Runs body(world) on `ranks` threads of this process, one a rank, and returns when all have ended. When a rank throws,

@@ -89,6 +89,10 @@ class Stream {
   // Borrowed; null: nobody watches.
   OpObserver* observer() const { return observer_; }
   void set_observer(OpObserver* observer) { observer_ = observer; }
+  // CUDA: multiprocessors that matmuls leave to other kernels, say those of communication, that run beside them. A
+  // kernel that counts on all of them would wait for its last tiles.
+  int reserved_multiprocessors() const { return reserved_multiprocessors_; }
+  void reserve_multiprocessors(int count) { reserved_multiprocessors_ = count; }
   const Place& place() const { return place_; }
   void set_place(const Place& place) { place_ = place; }
 
@@ -103,6 +107,7 @@ class Stream {
   std::shared_ptr<KernelState> kernel_state_;
   OpObserver* observer_ = nullptr;
   Place place_;
+  int reserved_multiprocessors_ = 0;
 };
 
 }  // namespace dstrain

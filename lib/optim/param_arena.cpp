@@ -133,7 +133,7 @@ void ParamArena::reduce(Stream& stream, const Groups& groups, bool overlapped) c
   }
   if (groups.replica->size() == 1) return;
   for (const Bucket& b : buckets_)
-    if (!overlapped || b.pre_reduced)
+    if (!overlapped || !b.overlaps())
       groups.replica->all_reduce(stream, gradient_.slice(0, b.range.begin, b.range.end));
 }
 

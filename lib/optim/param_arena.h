@@ -53,6 +53,8 @@ class ParamArena {
     FlatRange range;
     std::size_t ready_layer = 0;  // complete when the backward of this index in StageModel::layers is
     bool pre_reduced = false;     // a piece in it is summed over another group first, after the whole backward
+    // Whether its reduction can run beside backward. Nothing runs beside what the first layer completes.
+    bool overlaps() const { return ready_layer > 0 && !pre_reduced; }
   };
   std::span<const Bucket> buckets() const { return buckets_; }
   // Maximal ranges whose elements this rank owns: what it counts in norms.
@@ -72,7 +74,7 @@ class ParamArena {
   }
 
   // Sums the gradients: pieces that name a group over it, then every bucket over the data replicas. `overlapped`:
-  // buckets that are not pre-reduced have been summed already, beside backward.
+  // buckets that can be have been summed already, beside backward.
   void reduce(Stream& stream, const Groups& groups, bool overlapped = false) const;
 
   // Sets elements of the state from host memory, the weights' bf16 copies too; returns when it is done. A split master

@@ -143,6 +143,7 @@ void Stage::backward(Stream& stream, int slot, const PassOptions& options) {
 void Stage::run_backward(Stream& stream, Slot& s, const PassOptions& options) {
   Context c = context(stream, s, options);
   Tensor dy = gradient(s.batch.rows());
+  if (options.layer_done) stream.reserve_multiprocessors(options.reserved_multiprocessors);
   for (std::size_t i = model_.layers.size(); i-- > 0;) {
     stream.set_place(
         {.layer = static_cast<int>(model_.numbers[i]), .micro_batch = stream.place().micro_batch, .phase = "backward"});
@@ -150,6 +151,7 @@ void Stage::run_backward(Stream& stream, Slot& s, const PassOptions& options) {
     dy = model_.layers[i]->backward(c, s.batch, dy, *(*s.saved)[i]);
     if (options.layer_done) options.layer_done(i);
   }
+  stream.reserve_multiprocessors(0);
 }
 
 void Stage::logits(Stream& stream, const Tensor& normalised, const Tensor& out) {

@@ -27,6 +27,7 @@ struct PassOptions {
   // Called after each layer's backward with its index in StageModel::layers: its gradients are then complete, if this
   // is the last micro-batch's. What it enqueues is part of the pass. Never changes between passes of graphs.
   std::function<void(std::size_t)> layer_done = {};
+  int reserved_multiprocessors = 0;  // left to what layer_done enqueues on other queues
 };
 
 class Stage {

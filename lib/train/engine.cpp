@@ -178,7 +178,7 @@ std::string Engine::tune(const std::string& known) {
 void Engine::reduce_ready(std::size_t layer) {
   bool any = false;
   for (const ParamArena::Bucket& b : params_->buckets()) {
-    if (b.pre_reduced || b.ready_layer != layer) continue;
+    if (!b.overlaps() || b.ready_layer != layer) continue;
     if (!any) {
       layer_event_->record(*queue_);
       gradient_queue_->wait(*layer_event_);
@@ -207,7 +207,8 @@ void Engine::enqueue_gradients(std::span<const Batch> micro_batches, double vali
            .loss_scale = loss_scale_,
            .loss = loss,
            .graphs = graphs_,
-           .layer_done = layer_done_});
+           .layer_done = layer_done_,
+           .reserved_multiprocessors = kGradientBlocks});
   params_->reduce(stream_, groups_, overlaps());
   optimizer_->squared_norm(stream_, norm);
   // Every tensor rank has computed the loss: one of them counts.

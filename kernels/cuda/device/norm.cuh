@@ -130,7 +130,7 @@ struct NormBackwardArgs {
 };
 
 template <bool kLayer, class T, int N, int K>
-__global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 2 ? 2 : 1) norm_backward_kernel(NormBackwardArgs a) {
+__global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 1 ? 4 : 2) norm_backward_kernel(NormBackwardArgs a) {
   __shared__ float scratch[2][2][32];
   const Index begin = a.rows * blockIdx.x / gridDim.x, end = a.rows * (blockIdx.x + 1) / gridDim.x;
   const Index step = static_cast<Index>(blockDim.x) * N, first = static_cast<Index>(threadIdx.x) * N;
@@ -146,29 +146,25 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 2 ? 2 : 1) norm_backwa
       }
   }
   const float n = static_cast<float>(a.columns);
-  // Kept rows are loaded one row ahead: the sum over the block would leave memory idle.
-  Vec<T, N> xs[kKept], dys[kKept], residuals[kKept], next_x[kKept], next_dy[kKept], next_residual[kKept];
-  const auto load_row = [&](Index row) {
-#pragma unroll
-    for (int k = 0; k < kKept; ++k) {
-      const Index c = first + k * step;
-      if (c >= a.columns) continue;
-      next_x[k] = load_vec<N>(static_cast<const T*>(a.x) + row * a.x_stride + c);
-      next_dy[k] = load_vec<N>(static_cast<const T*>(a.dy) + row * a.dy_stride + c);
-      if (a.dresidual)
-        next_residual[k] = load_vec<N>(static_cast<const T*>(a.dresidual) + row * a.dresidual_stride + c);
-    }
-  };
-  if constexpr (K > 0) {
-    if (begin < end) load_row(begin);
-  }
   int turn = 0;
   for (Index row = begin; row < end; ++row, turn ^= 1) {
     const T* const x = static_cast<const T*>(a.x) + row * a.x_stride;
     const T* const dy = static_cast<const T*>(a.dy) + row * a.dy_stride;
     const T* const dresidual = a.dresidual ? static_cast<const T*>(a.dresidual) + row * a.dresidual_stride : nullptr;
     T* const dx = static_cast<T*>(a.dx) + row * a.dx_stride;
+    // All of a row's loads are under way together.
     const float rstd = a.rstd[row], mean = kLayer ? a.mean[row] : 0.0f;
+    Vec<T, N> xs[kKept], dys[kKept], residuals[kKept];
+    if constexpr (K > 0) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        const Index c = first + k * step;
+        if (c >= a.columns) continue;
+        xs[k] = load_vec<N>(x + c);
+        dys[k] = load_vec<N>(dy + c);
+        if (dresidual) residuals[k] = load_vec<N>(dresidual + c);
+      }
+    }
     float total = 0, dot = 0;
     const auto look = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, Index c, float* ws, float* bs) {
       const auto w = load_weights<N>(a.weight, a.half_weight, c);
@@ -182,9 +178,6 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 2 ? 2 : 1) norm_backwa
       }
     };
     if constexpr (K > 0) {
-#pragma unroll
-      for (int k = 0; k < K; ++k) xs[k] = next_x[k], dys[k] = next_dy[k], residuals[k] = next_residual[k];
-      if (row + 1 < end) load_row(row + 1);
 #pragma unroll
       for (int k = 0; k < K; ++k)
         if (const Index c = first + k * step; c < a.columns) look(xs[k], dys[k], c, weight_sums[k], bias_sums[k]);
