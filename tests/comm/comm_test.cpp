@@ -5,6 +5,7 @@
 #include <limits>
 #include <mutex>
 #include <numeric>
+#include <optional>
 #include <thread>
 
 #include "lib/comm/reduce.h"
@@ -239,9 +240,16 @@ TEST_CASE("latency of a small all_reduce over MPI", "[.mpi-bench]") {
 TEST_CASE("an interrupt ends a wait in MPI, and the process leaves without its peers", "[.mpi-interrupt]") {
   const auto world = World::make();
   Host host;
+  std::optional<gpu::Queue> queue;
+  if (tests_cuda()) {
+    world->use_gpus({});
+    queue.emplace();
+  }
+  const Device device = queue ? Device::cuda : Device::cpu;
+  Stream stream(device, device, &host.pool, nullptr, &host.ledger, queue ? &*queue : nullptr);
   const std::vector<int> all = {0, 1};
   const auto group = world->group(Poster::compute, GroupKind::control, all);
-  group->barrier(host.stream);
+  group->barrier(stream);
   if (world->rank() == 1) std::this_thread::sleep_for(std::chrono::seconds(60));  // until the launcher ends it
   std::thread watchdog([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -249,7 +257,7 @@ TEST_CASE("an interrupt ends a wait in MPI, and the process leaves without its p
   });
   std::string heard;
   try {
-    group->barrier(host.stream);
+    group->barrier(stream);
   } catch (const Error& e) {
     if (e.code() == ExitCode::lost) heard = e.what();
   }

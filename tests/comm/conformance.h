@@ -1,6 +1,7 @@
 #pragma once
 // What every implementation of ProcessGroup must do. Runs on one rank of any world; throws, naming the case, when a
-// result is not bit-equal to a plain loop. (Catch's assertions are not for many threads.)
+// result is not bit-equal to a plain loop (sums of more than two by NCCL: within their rounding). (Catch's assertions
+// are not for many threads.)
 
 #include "lib/comm/world.h"
 
@@ -15,7 +16,7 @@ struct Host {
 };
 
 // Groups of the first 1 .. min(4, size) ranks, and a group that is neither contiguous nor in rank order. On
-// Device::cuda the world's ranks take their GPUs first.
+// Device::cuda the world's ranks take their GPUs first, and compute and gradients run on two queues.
 void conformance(World& world, Device device = Device::cpu);
 // Two posters on two threads, in orders that deadlock if the posters order each other.
 void posters_are_independent(World& world);
