@@ -1,48 +1,12 @@
 #include "kernels/cuda/attention_tiled.h"
 
-#include "kernels/cuda/device/dispatch.cuh"
-#include "kernels/cuda/device/philox.cuh"
+#include "kernels/cuda/attention_tensor_cores.cuh"
 
 namespace dstrain::cuda {
 
 namespace {
 
 constexpr int kSide = 16, kThreads = kSide * kSide;  // a block is 16 x 16 threads
-
-// (B, T, H, D) in memory.
-struct Heads {
-  void* data;
-  Index batch, time, head;
-  template <class T>
-  __device__ T* at(Index b, Index t, Index h) const {
-    return static_cast<T*>(data) + b * batch + t * time + h * head;
-  }
-};
-
-Heads heads(const Tensor& t) { return {t.data, t.stride(0), t.stride(1), t.stride(2)}; }
-
-struct Shared {
-  Index queries, keys, heads, key_heads, size, value_size, query_offset, first_head;
-  float scale, p, keep_scale;
-  bool causal;
-  Philox key;
-  const std::int64_t* samples;
-};
-
-// Whether query i sees key j; both within their lengths.
-__device__ inline bool seen(const Shared& s, Index i, Index j) {
-  return i < s.queries && j < s.keys && (!s.causal || j <= i + s.query_offset);
-}
-
-// 1 / (1 - p) where the probability is kept, 0 where it is dropped.
-__device__ inline float kept(const Shared& s, Index b, Index h, Index i, Index j) {
-  if (s.p == 0) return 1.0f;
-  const auto index = static_cast<std::uint64_t>(s.first_head + h) << 48 |
-                     static_cast<std::uint64_t>(i + s.query_offset) << 24 | static_cast<std::uint64_t>(j / 4);
-  const Bits bits = philox(s.key, static_cast<std::uint64_t>(s.samples[b]), index);
-  const std::uint32_t mine = j % 4 == 0 ? bits.v[0] : j % 4 == 1 ? bits.v[1] : j % 4 == 2 ? bits.v[2] : bits.v[3];
-  return uniform(mine) >= s.p ? s.keep_scale : 0.0f;
-}
 
 // Rows [begin, begin + Tile) of one head into shared memory as f32, rows of width + 1; rows past `end` are zeros.
 template <class T, int Tile>
@@ -103,15 +67,9 @@ __device__ inline float side_sum(float v) {
   return v;
 }
 
-// The first tile of queries that sees a key tile, and one past the last key tile that a query tile sees.
-__device__ inline Index key_end(const Shared& s, Index query_begin, int tile) {
-  if (!s.causal) return s.keys;
-  const Index last = min(s.queries, query_begin + tile) - 1 + s.query_offset;
-  return max(Index{0}, min(s.keys, last + 1));
-}
-
 template <class T, int R, int K>
-__global__ void __launch_bounds__(kThreads) forward_kernel(Shared s, Heads o, float* lse, Heads q, Heads k, Heads v) {
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(AttentionArgs s, Heads o, float* lse, Heads q, Heads k, Heads v) {
   constexpr int Tile = R * kSide;
   extern __shared__ float memory[];
   float* const q_tile = memory;
@@ -175,29 +133,10 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Shared s, Heads o, fl
   }
 }
 
-// delta = dout . o of each query; a warp a query.
-template <class T>
-__global__ void __launch_bounds__(kThreads) delta_kernel(Shared s, float* delta, Heads dout, Heads o, Index count) {
-  const Index i = (static_cast<Index>(blockIdx.x) * kThreads + threadIdx.x) / 32;
-  if (i >= count) return;
-  const Index query = i % s.queries, h = i / s.queries % s.heads, b = i / s.queries / s.heads;
-  const T* const d = dout.at<const T>(b, query, h);
-  const T* const out = o.at<const T>(b, query, h);
-  float sum = 0;
-  for (Index c = threadIdx.x % 32; c < s.value_size; c += 32) sum += to_float(d[c]) * to_float(out[c]);
-  sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) delta[i] = sum;
-}
-
-struct Gradient {
-  Heads dq, dk, dv, dout, q, k, v;
-  const float *lse, *delta;
-};
-
 // Probabilities and the gradients of scores of a tile: p with what dropout kept, and ds = p (dp - delta).
 template <int R>
-__device__ inline void score_gradients(const Shared& s, const Gradient& g, Index b, Index h, Index query_begin,
-                                       Index key_begin, const float* q_tile, const float* k_tile,
+__device__ inline void score_gradients(const AttentionArgs& s, const AttentionGradient& g, Index b, Index h,
+                                       Index query_begin, Index key_begin, const float* q_tile, const float* k_tile,
                                        const float* dout_tile, const float* v_tile, int y, int x, float (&p)[R][R],
                                        float (&ds)[R][R]) {
   products<R>(p, q_tile, k_tile, s.size, y, x);
@@ -228,7 +167,7 @@ __device__ inline void put_tile(float* to, const float (&m)[R][R], int y, int x)
 }
 
 template <class T, int R, int K>
-__global__ void __launch_bounds__(kThreads) query_gradient_kernel(Shared s, Gradient g) {
+__global__ void __launch_bounds__(kThreads) query_gradient_kernel(AttentionArgs s, AttentionGradient g) {
   constexpr int Tile = R * kSide;
   extern __shared__ float memory[];
   float* const q_tile = memory;
@@ -267,7 +206,7 @@ __global__ void __launch_bounds__(kThreads) query_gradient_kernel(Shared s, Grad
 
 // A block owns a tile of keys of one key head and adds the heads that share it, and their queries, in order.
 template <class T, int R, int K>
-__global__ void __launch_bounds__(kThreads) key_gradient_kernel(Shared s, Gradient g) {
+__global__ void __launch_bounds__(kThreads) key_gradient_kernel(AttentionArgs s, AttentionGradient g) {
   constexpr int Tile = R * kSide;
   extern __shared__ float memory[];
   float* const q_tile = memory;
@@ -314,27 +253,9 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(Shared s, Gradie
   }
 }
 
-template <class Op>
-Shared shared_of(const Op& op) {
-  return {.queries = op.q.dim(1),
-          .keys = op.k.dim(1),
-          .heads = op.q.dim(2),
-          .key_heads = op.k.dim(2),
-          .size = op.q.dim(3),
-          .value_size = op.v.dim(3),
-          .query_offset = op.query_offset,
-          .first_head = op.dropout.first_head,
-          .scale = op.scale,
-          .p = op.dropout.p,
-          .keep_scale = 1.0f / (1.0f - op.dropout.p),
-          .causal = op.mask == AttentionMask::causal,
-          .key = op.dropout.key,
-          .samples = op.dropout.p > 0 ? op.dropout.sample_ids.template as<std::int64_t>() : nullptr};
-}
-
 // Calls f(R, K) constants: tiles of 64 with heads up to 128, of 32 up to 256.
 template <class F>
-void dispatch_size(const Shared& s, F&& f) {
+void dispatch_size(const AttentionArgs& s, F&& f) {
   using std::integral_constant;
   const Index most = std::max(s.size, s.value_size);
   if (most <= 64) return f(integral_constant<int, 4>{}, integral_constant<int, 4>{});
@@ -342,16 +263,8 @@ void dispatch_size(const Shared& s, F&& f) {
   f(integral_constant<int, 2>{}, integral_constant<int, 16>{});
 }
 
-template <class Kernel, class... A>
-void start(Stream& stream, Kernel kernel, Index blocks, std::size_t memory, const char* name, const A&... args) {
-  if (blocks == 0) return;
-  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(memory)), name);
-  kernel<<<grid(blocks), kThreads, memory, stream_of(stream)>>>(args...);
-  check_launch(name);
-}
-
 // Floats of `wide` tiles of keys or queries, `values` of values, one of scores.
-std::size_t tile_bytes(const Shared& s, int tile, int wide, int values) {
+std::size_t tile_bytes(const AttentionArgs& s, int tile, int wide, int values) {
   return static_cast<std::size_t>(tile * (wide * (s.size + 1) + values * (s.value_size + 1) + tile + 1)) *
          sizeof(float);
 }
@@ -359,41 +272,33 @@ std::size_t tile_bytes(const Shared& s, int tile, int wide, int values) {
 }  // namespace
 
 void attention_forward_tiled(Stream& stream, const AttentionForward& op) {
-  const Shared s = shared_of(op);
+  if (attention_on_tensor_cores(op.q, op.v)) return attention_forward_tensor_cores(stream, op);
+  const AttentionArgs s = attention_args(op);
   dispatch_float(op.q.dtype, [&](auto zero) {
     using T = decltype(zero);
     dispatch_size(s, [&](auto r, auto k) {
       constexpr int Tile = r * kSide;
-      start(stream, forward_kernel<T, r, k>, div_up(s.queries, Tile) * s.heads * op.q.dim(0), tile_bytes(s, Tile, 2, 1),
-            "attention", s, heads(op.o), op.lse.as<float>(), heads(op.q), heads(op.k), heads(op.v));
+      start(stream, forward_kernel<T, r, k>, div_up(s.queries, Tile) * s.heads * op.q.dim(0), kThreads,
+            tile_bytes(s, Tile, 2, 1), "attention", s, heads(op.o), op.lse.as<float>(), heads(op.q), heads(op.k),
+            heads(op.v));
     });
   });
 }
 
 void attention_backward_tiled(Stream& stream, const AttentionBackward& op) {
-  const Shared s = shared_of(op);
-  const Index count = op.q.dim(0) * s.heads * s.queries;
   const ArenaScope scope(stream.workspace());
-  float* const delta = stream.workspace().allocate({count}).as<float>();
-  const Gradient g{.dq = heads(op.dq),
-                   .dk = heads(op.dk),
-                   .dv = heads(op.dv),
-                   .dout = heads(op.dout),
-                   .q = heads(op.q),
-                   .k = heads(op.k),
-                   .v = heads(op.v),
-                   .lse = op.lse.as<float>(),
-                   .delta = delta};
+  const AttentionArgs s = attention_args(op);
+  const AttentionGradient g =
+      attention_gradient(stream, op, s, stream.workspace().allocate({op.q.dim(0) * s.heads * s.queries}).as<float>());
+  if (attention_on_tensor_cores(op.q, op.v)) return attention_backward_tensor_cores(stream, op, s, g);
   dispatch_float(op.q.dtype, [&](auto zero) {
     using T = decltype(zero);
-    start(stream, delta_kernel<T>, div_up(count * 32, kThreads), 0, "attention_backward", s, delta, heads(op.dout),
-          heads(op.o), count);
     dispatch_size(s, [&](auto r, auto k) {
       constexpr int Tile = r * kSide;
       const std::size_t memory = tile_bytes(s, Tile, 2, 2);
-      start(stream, query_gradient_kernel<T, r, k>, div_up(s.queries, Tile) * s.heads * op.q.dim(0), memory,
+      start(stream, query_gradient_kernel<T, r, k>, div_up(s.queries, Tile) * s.heads * op.q.dim(0), kThreads, memory,
             "attention_backward", s, g);
-      start(stream, key_gradient_kernel<T, r, k>, div_up(s.keys, Tile) * s.key_heads * op.q.dim(0), memory,
+      start(stream, key_gradient_kernel<T, r, k>, div_up(s.keys, Tile) * s.key_heads * op.q.dim(0), kThreads, memory,
             "attention_backward", s, g);
     });
   });

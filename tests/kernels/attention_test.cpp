@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cuda/attention_rule.h"
+#include "kernels/cuda/attention_tiled.h"
 #include "tests/kernels/op_case.h"
 
 using namespace dstrain;
@@ -19,6 +20,7 @@ struct AttentionCase {
   Index offset = 0;
   float dropout = 0;
   Index gap = 0;
+  AttentionChoice choice = AttentionChoice::automatic;
 };
 
 // The op's formula in double, with the roundings that each result may suffer beside it. `weights` is the unit that
@@ -175,6 +177,7 @@ void check_attention(const AttentionCase& p) {
   CAPTURE(p.samples, p.queries, p.keys, p.heads, p.key_heads, p.size, p.value_size, name_of(p.dtype), p.offset,
           p.dropout, p.gap);
   for_each_run([&](OpCase& t) {
+    t.settings.attention = p.choice;
     const Shape of_q{p.samples, p.queries, p.heads, p.size}, of_k{p.samples, p.keys, p.key_heads, p.size},
         of_v{p.samples, p.keys, p.key_heads, p.value_size}, of_o{p.samples, p.queries, p.heads, p.value_size};
     const Tensor q = t.normal(of_q, p.dtype, 1, p.gap), k = t.normal(of_k, p.dtype, 1, p.gap),
@@ -209,8 +212,9 @@ void check_attention(const AttentionCase& p) {
                                .query_offset = p.offset,
                                .dropout = dropout});
     if (!t.compare()) return;
-    // cuDNN multiplies on tensor cores: what they are given is rounded to bf16, and with shared keys each head's sum.
-    const bool rounds = q.device == Device::cuda && cuda::may_use_cudnn(forward);
+    // Tensor cores multiply bf16: what they are given is rounded; by cuDNN, with shared keys, each head's sum too.
+    const bool rounds =
+        q.device == Device::cuda && (cuda::may_use_cudnn(forward) || cuda::attention_on_tensor_cores(q, v));
     const Reference reference(p, ids, rounds ? 2 * unit_of(DType::bf16) : 0.0);
     const Doubles vq = to_doubles(q), vk = to_doubles(k), vv = to_doubles(v), vd = to_doubles(dout);
     Doubles expected, bound, expected_lse, lse_bound;
@@ -298,6 +302,24 @@ TEST_CASE("attention: lengths that are multiples of 128") {
   check_attention({1, 128, 128, 2, 2, 40, 24, kHalf});                    // not powers of two
   check_attention({1, 128, 128, 1, 1, 64, 64, kHalf, kCausal, 0, 0, 4});  // rows that no 16-byte access can read
   check_attention({1, 128, 128, 1, 1, 64, 64, DType::f32});
+}
+
+// Sizes that our own kernels multiply on tensor cores: tiles of 64 queries or keys, and of 32, whole and cut.
+TEST_CASE("attention: our own kernels on tensor cores") {
+  constexpr DType kHalf = DType::bf16;
+  constexpr auto kFull = AttentionMask::full, kCausal = AttentionMask::causal;
+  constexpr auto kNative = AttentionChoice::native;
+  for (const Index length : {1, 31, 63, 65, 130})
+    check_attention({1, length, length, 2, 2, 16, 32, kHalf, kCausal, 0, 0, 0, kNative});
+  check_attention({1, 128, 128, 2, 1, 64, 64, kHalf, kCausal, 0, 0, 8, kNative});
+  check_attention({1, 70, 200, 1, 1, 48, 16, kHalf, kFull, 0, 0, 0, kNative});
+  check_attention({2, 33, 33, 4, 2, 128, 128, kHalf, kCausal, 0, 0, 0, kNative});
+  check_attention({1, 40, 40, 2, 1, 112, 80, kHalf, kCausal, 0, 0, 3, kNative});    // rows at odd addresses
+  check_attention({2, 70, 70, 4, 2, 32, 32, kHalf, kCausal, 0, 0.3f, 0, kNative});  // dropout
+  check_attention({1, 70, 200, 2, 1, 64, 64, kHalf, kCausal, 130, 0.2f, 8, kNative});
+  check_attention({1, 3, 90, 3, 1, 16, 16, kHalf, kCausal, 87, 0, 0, kNative});    // decoding with a cache
+  check_attention({1, 90, 90, 1, 1, 16, 16, kHalf, kCausal, -70, 0, 0, kNative});  // queries that see nothing
+  check_attention({1, 5, 0, 1, 1, 16, 16, kHalf, kFull, 0, 0, 0, kNative});
 }
 
 // Views of one matrix and of its gradient, as the layer makes them.
