@@ -50,6 +50,9 @@ void check_dropout(Index rows, Index columns, Index first, Index width, DType dt
 TEST_CASE("dropout") {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const Index columns : {1, 3, 7, 65, 127, 129, 515}) check_dropout(7, columns, 0, 0, dtype, 0, 0.1f);
+    for (const Index columns : {8, 64, 2056}) check_dropout(5, columns, 0, 0, dtype, 0, 0.1f);  // aligned rows
+    check_dropout(5, 64, 64, 192, dtype, 8, 0.3f);
+    check_dropout(5, 64, 66, 194, dtype, 8, 0.3f);  // whose counters are not
     check_dropout(65, 33, 66, 99, dtype, 5, 0.5f);
     check_dropout(3, 9, 0, 0, dtype, 0, 0.0f);
     check_dropout(0, 9, 0, 0, dtype, 0, 0.5f);

@@ -52,6 +52,7 @@ TEST_CASE("rope") {
     for (const bool backward : {false, true}) {
       for (const Index size : {2, 6, 14, 64, 130}) check_rope(7, 3, size, dtype, 0, false, backward);
       check_rope(65, 2, 6, dtype, 9, true, backward);
+      check_rope(5, 37, 128, dtype, 8, true, backward);  // more than one turn of a block of threads
       check_rope(1, 1, 300, dtype, 0, true, backward);
       check_rope(0, 3, 4, dtype, 0, false, backward);
     }
