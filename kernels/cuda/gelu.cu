@@ -1,6 +1,7 @@
 #include "kernels/gelu.h"
 
 #include "kernels/cuda/device/row_map.cuh"
+#include "kernels/cuda/device/sigmoid.cuh"
 
 namespace dstrain {
 
@@ -10,10 +11,9 @@ constexpr float kSqrt2OverPi = 0.797884560802865356f, kCubic = 0.044715f;
 constexpr float kSqrtHalf = 0.707106781186547524f, kInverseSqrt2Pi = 0.398942280401432678f;
 
 // (1 + tanh(u)) / 2 = sigmoid(2 u)
+template <class T>
 struct TanhForm {
-  __device__ static float gate(float x) {
-    return 1.0f / (1.0f + expf(-2.0f * kSqrt2OverPi * (x + kCubic * x * x * x)));
-  }
+  __device__ static float gate(float x) { return cuda::sigmoid<T>(2.0f * kSqrt2OverPi * (x + kCubic * x * x * x)); }
   __device__ static float value(float x) { return x * gate(x); }
   __device__ static float slope(float x) {
     const float s = gate(x);
@@ -70,7 +70,7 @@ void run(Cuda, Stream& stream, const GeluForward& op) {
     const std::integral_constant<int, 16 / sizeof(T)> many;
     const std::integral_constant<int, 1> one;
     if (op.tanh)
-      wide ? map(many, TanhForm{}) : map(one, TanhForm{});
+      wide ? map(many, TanhForm<T>{}) : map(one, TanhForm<T>{});
     else
       wide ? map(many, ErfForm{}) : map(one, ErfForm{});
   });
@@ -89,7 +89,7 @@ void run(Cuda, Stream& stream, const GeluBackward& op) {
     const std::integral_constant<int, 16 / sizeof(T)> many;
     const std::integral_constant<int, 1> one;
     if (op.tanh)
-      wide ? map(many, TanhForm{}) : map(one, TanhForm{});
+      wide ? map(many, TanhForm<T>{}) : map(one, TanhForm<T>{});
     else
       wide ? map(many, ErfForm{}) : map(one, ErfForm{});
   });

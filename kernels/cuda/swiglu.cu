@@ -1,12 +1,11 @@
 #include "kernels/swiglu.h"
 
 #include "kernels/cuda/device/row_map.cuh"
+#include "kernels/cuda/device/sigmoid.cuh"
 
 namespace dstrain {
 
 namespace {
-
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 template <class T, int N>
 struct Forward {
@@ -20,7 +19,7 @@ struct Forward {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       const float x = cuda::to_float(g.v[j]);
-      out.v[j] = cuda::from_float<T>(x * sigmoid(x) * cuda::to_float(u.v[j]));
+      out.v[j] = cuda::from_float<T>(x * cuda::sigmoid<T>(x) * cuda::to_float(u.v[j]));
     }
     cuda::store_vec<N>(y + row * y_stride + c, out);
   }
@@ -39,7 +38,7 @@ struct Backward {
     cuda::Vec<T, N> dg, du;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const float x = cuda::to_float(g.v[j]), s = sigmoid(x), dout = cuda::to_float(d.v[j]);
+      const float x = cuda::to_float(g.v[j]), s = cuda::sigmoid<T>(x), dout = cuda::to_float(d.v[j]);
       dg.v[j] = cuda::from_float<T>(dout * cuda::to_float(u.v[j]) * (s * (1.0f + x * (1.0f - s))));
       du.v[j] = cuda::from_float<T>(dout * (x * s));
     }

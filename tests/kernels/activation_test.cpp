@@ -79,6 +79,8 @@ void check_gelu(Index rows, Index columns, DType dtype, Index gap, bool tanh) {
 TEST_CASE("swiglu and its gradient") {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const Index columns : {1, 3, 7, 65, 127, 129}) check_swiglu(7, columns, dtype, 0);
+    for (const Index columns : {8, 64, 2056}) check_swiglu(3, columns, dtype, 0);  // aligned rows
+    check_swiglu(3, 64, dtype, 8);
     check_swiglu(300, 129, dtype, 0);
     check_swiglu(3, 65, dtype, 6);
     check_swiglu(0, 5, dtype, 0);
@@ -89,6 +91,8 @@ TEST_CASE("gelu and its gradient") {
   for (const bool tanh : {true, false}) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
       for (const Index columns : {1, 3, 7, 65, 127, 129}) check_gelu(7, columns, dtype, 0, tanh);
+      for (const Index columns : {8, 64, 4104}) check_gelu(3, columns, dtype, 0, tanh);  // aligned rows
+      check_gelu(3, 64, dtype, 8, tanh);
       check_gelu(300, 129, dtype, 0, tanh);
       check_gelu(3, 65, dtype, 6, tanh);
       check_gelu(0, 5, dtype, 0, tanh);
