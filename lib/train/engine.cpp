@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <utility>
 
 #include "kernels/elementwise.h"
@@ -46,6 +47,8 @@ WeightFormat weight_format(const PrecisionConfig& p) {
   return {.compute = p.compute == "bfloat16" ? DType::bf16 : DType::f32, .split = p.master == "split"};
 }
 
+}  // namespace
+
 ComputeSettings compute_settings(const Config& c) {
   return {.deterministic = c.run.deterministic,
           .tf32 = c.precision.tf32,
@@ -54,11 +57,10 @@ ComputeSettings compute_settings(const Config& c) {
                                                       : AttentionChoice::automatic};
 }
 
-}  // namespace
-
 Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device device, Device target, int threads,
                const EngineSizes& sizes)
     : config_(config),
+      world_(world),
       mesh_(mesh),
       at_(mesh.coordinates(world.rank())),
       device_(device),
@@ -102,6 +104,14 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
   layer_event_.emplace();
   reduced_event_.emplace();
   layer_done_ = [this](std::size_t layer) { reduce_ready(layer); };
+}
+
+Engine::~Engine() {
+  if (device_ != Device::cuda || std::uncaught_exceptions() == 0) return;
+  try {
+    world_.interrupt(format("rank {} failed", world_.rank()));
+  } catch (...) {  // what unwinds says more
+  }
 }
 
 // Passes can be recorded when every group that they use enqueues its work.

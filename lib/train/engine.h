@@ -50,6 +50,9 @@ struct StepShape {
 };
 StepShape step_shape(const Config& config);
 
+// What the job lets its ops do.
+ComputeSettings compute_settings(const Config& config);
+
 class Engine {
  public:
   // `config` is resolved; the mesh has world.size() ranks. On Device::cuda memory is on the calling thread's GPU.
@@ -57,6 +60,8 @@ class Engine {
   // the pool's; ignored on Device::dry.
   Engine(const Config& config, World& world, const Mesh& mesh, Device device, Device target, int threads,
          const EngineSizes& sizes);
+  // While an exception unwinds, ends what peers and this rank's GPU wait for: freeing its memory would wait for that.
+  ~Engine();
 
   // Sets the weights to the values of (seed, name); optimizer state and gradients to 0.
   void initialize(std::uint64_t seed);
@@ -123,6 +128,7 @@ class Engine {
   void check_recordable();
 
   Config config_;
+  World& world_;
   Mesh mesh_;
   Coordinates at_;
   Device device_, target_;

@@ -2,6 +2,8 @@
 // RMSNorm and LayerNorm: the same kernels with and without a mean. A block takes a row, a thread N neighbouring
 // elements K times; K = 0: any number of times, read again from memory instead of kept in registers.
 
+#include <cuda_pipeline.h>
+
 #include "kernels/cuda/device/column_sums.cuh"
 #include "kernels/norm_blocks.h"
 
@@ -146,24 +148,36 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 1 ? 4 : 2) norm_backwa
       }
   }
   const float n = static_cast<float>(a.columns);
+  // A row's values come through shared memory while the row before is worked on; a thread reads what it copied itself.
+  extern __shared__ uint4 ring[];  // (2 rows, 3 tensors, K, threads)
+  const auto place = [&](int slot, int tensor, int k) {
+    return reinterpret_cast<Vec<T, N>*>(ring + ((slot * 3 + tensor) * kKept + k) * static_cast<int>(blockDim.x) +
+                                        threadIdx.x);
+  };
+  const auto fetch = [&](Index row, int slot) {
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const Index c = first + k * step;
+      if (row >= end || c >= a.columns) continue;
+      __pipeline_memcpy_async(place(slot, 0, k), static_cast<const T*>(a.x) + row * a.x_stride + c, sizeof(uint4));
+      __pipeline_memcpy_async(place(slot, 1, k), static_cast<const T*>(a.dy) + row * a.dy_stride + c, sizeof(uint4));
+      if (a.dresidual)
+        __pipeline_memcpy_async(place(slot, 2, k), static_cast<const T*>(a.dresidual) + row * a.dresidual_stride + c,
+                                sizeof(uint4));
+    }
+    __pipeline_commit();
+  };
   int turn = 0;
+  if constexpr (K > 0) fetch(begin, turn);
   for (Index row = begin; row < end; ++row, turn ^= 1) {
     const T* const x = static_cast<const T*>(a.x) + row * a.x_stride;
     const T* const dy = static_cast<const T*>(a.dy) + row * a.dy_stride;
     const T* const dresidual = a.dresidual ? static_cast<const T*>(a.dresidual) + row * a.dresidual_stride : nullptr;
     T* const dx = static_cast<T*>(a.dx) + row * a.dx_stride;
-    // All of a row's loads are under way together.
     const float rstd = a.rstd[row], mean = kLayer ? a.mean[row] : 0.0f;
-    Vec<T, N> xs[kKept], dys[kKept], residuals[kKept];
     if constexpr (K > 0) {
-#pragma unroll
-      for (int k = 0; k < K; ++k) {
-        const Index c = first + k * step;
-        if (c >= a.columns) continue;
-        xs[k] = load_vec<N>(x + c);
-        dys[k] = load_vec<N>(dy + c);
-        if (dresidual) residuals[k] = load_vec<N>(dresidual + c);
-      }
+      fetch(row + 1, turn ^ 1);
+      __pipeline_wait_prior(1);
     }
     float total = 0, dot = 0;
     const auto look = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, Index c, float* ws, float* bs) {
@@ -180,7 +194,8 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 1 ? 4 : 2) norm_backwa
     if constexpr (K > 0) {
 #pragma unroll
       for (int k = 0; k < K; ++k)
-        if (const Index c = first + k * step; c < a.columns) look(xs[k], dys[k], c, weight_sums[k], bias_sums[k]);
+        if (const Index c = first + k * step; c < a.columns)
+          look(*place(turn, 0, k), *place(turn, 1, k), c, weight_sums[k], bias_sums[k]);
     } else {
       for (Index c = first; c < a.columns; c += step)
         look(load_vec<N>(x + c), load_vec<N>(dy + c), c, dweight + c, kLayer ? dbias + c : nullptr);
@@ -202,7 +217,8 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 1 ? 4 : 2) norm_backwa
     if constexpr (K > 0) {
 #pragma unroll
       for (int k = 0; k < K; ++k)
-        if (const Index c = first + k * step; c < a.columns) write(xs[k], dys[k], residuals[k], c);
+        if (const Index c = first + k * step; c < a.columns)
+          write(*place(turn, 0, k), *place(turn, 1, k), *place(turn, 2, k), c);
     } else {
       for (Index c = first; c < a.columns; c += step)
         write(load_vec<N>(x + c), load_vec<N>(dy + c), dresidual ? load_vec<N>(dresidual + c) : Vec<T, N>{}, c);
@@ -239,6 +255,21 @@ void dispatch_norm(Index columns, bool wide, F&& f) {
   }
   f(integral_constant<int, 1>{}, integral_constant<int, 0>{},
     static_cast<int>(std::min<Index>(512, norm_threads(columns, 1, 1))));
+}
+
+// Shared memory of the gradient's kernel.
+inline std::size_t norm_ring_bytes(int k, int threads) {
+  return 6 * sizeof(uint4) * static_cast<std::size_t>(k * threads);
+}
+
+// Starts the gradient's kernel; more than 48 KiB of shared memory must be asked for.
+template <class Kernel>
+void start_norm_backward(Stream& stream, Kernel kernel, Index blocks, int threads, int k, const NormBackwardArgs& args,
+                         const char* name) {
+  const std::size_t ring = norm_ring_bytes(k, threads);
+  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(ring)), name);
+  kernel<<<grid(blocks), threads, ring, stream_of(stream)>>>(args);
+  check_launch(name);
 }
 
 inline bool aligned_vector(const Tensor& t) {
