@@ -1,6 +1,7 @@
 #include "lib/train/ceiling.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <vector>
 
@@ -37,8 +38,10 @@ double measure_matmul_rate(Stream& stream, DType dtype, Index n) {
   const Philox generator = philox(1, "ceiling");
   std::vector<std::byte> host(bytes);
   for (std::size_t i = 1; i < 3; ++i) {
+    std::array<std::uint32_t, 4> bits{};
     for (Index j = 0; j < n * n; ++j) {
-      const float v = uniform(generator(i, static_cast<std::uint64_t>(j / 4))[static_cast<std::size_t>(j % 4)]) - 0.5f;
+      if (j % 4 == 0) bits = generator(i, static_cast<std::uint64_t>(j / 4));
+      const float v = uniform(bits[static_cast<std::size_t>(j % 4)]) - 0.5f;
       if (dtype == DType::f32)
         reinterpret_cast<float*>(host.data())[j] = v;
       else
