@@ -66,9 +66,8 @@ std::string text(const Shape& shape) { return shape.to_string(); }
 
 enum class Gelu : unsigned char { none, output, input };  // whether it follows a linear, or feeds it
 
-void bench_linear(OpBench& bench, const Dimensions& d, const char* what, Index rows, Index in, Index out, Gelu gelu) {
+void bench_linear(OpBench& bench, const char* what, Index rows, Index in, Index out, bool bias, Gelu gelu) {
   const auto label = [&](const char* pass) { return format("{} {} {}x{}x{}", what, pass, rows, in, out); };
-  const bool bias = !d.llama && rows == d.rows;  // the head has none
   bench.run(label("y"), [&](Operands& of) {
     Matmul op{.c = of.allocate({rows, out}, of.dtype()),
               .a = of.uniform({rows, in}),
@@ -329,11 +328,11 @@ ExitCode bench_ops(const Options& options) {
                        .dtype = config.precision.compute == "bfloat16" ? DType::bf16 : DType::f32,
                        .settings = compute_settings(config),
                        .seconds = options.seconds});
-  bench_linear(bench, d, "qkv", d.rows, d.hidden, d.qkv(), Gelu::none);
-  bench_linear(bench, d, "out", d.rows, d.heads * d.head, d.hidden, Gelu::none);
-  bench_linear(bench, d, "up", d.rows, d.hidden, d.up(), d.llama ? Gelu::none : Gelu::output);
-  bench_linear(bench, d, "down", d.rows, d.inner, d.hidden, d.llama ? Gelu::none : Gelu::input);
-  bench_linear(bench, d, "head", d.loss_rows, d.hidden, d.vocabulary, Gelu::none);
+  bench_linear(bench, "qkv", d.rows, d.hidden, d.qkv(), !d.llama, Gelu::none);
+  bench_linear(bench, "out", d.rows, d.heads * d.head, d.hidden, !d.llama, Gelu::none);
+  bench_linear(bench, "up", d.rows, d.hidden, d.up(), !d.llama, d.llama ? Gelu::none : Gelu::output);
+  bench_linear(bench, "down", d.rows, d.inner, d.hidden, !d.llama, d.llama ? Gelu::none : Gelu::input);
+  bench_linear(bench, "head", d.loss_rows, d.hidden, d.vocabulary, false, Gelu::none);
   bench_attention(bench, d);
   bench_rows(bench, d);
   bench_activations(bench, d);
