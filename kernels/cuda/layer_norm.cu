@@ -61,7 +61,7 @@ void run(Cuda, Stream& stream, const LayerNormBackward& op) {
     cuda::dispatch_float(op.x.dtype, [&](auto zero) {
       using T = decltype(zero);
       cuda::dispatch_norm<T>(columns, wide, [&](auto n, auto k, int threads) {
-        cuda::start_norm_backward(stream, cuda::norm_backward_kernel<true, T, n, k>, blocks, threads, k, args,
+        cuda::start_norm_backward(stream, cuda::norm_backward_kernel<true, T, n, k>, blocks, threads, args,
                                   "layer_norm_backward");
       });
     });

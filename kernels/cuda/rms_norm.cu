@@ -55,7 +55,7 @@ void run(Cuda, Stream& stream, const RmsNormBackward& op) {
     cuda::dispatch_float(op.x.dtype, [&](auto zero) {
       using T = decltype(zero);
       cuda::dispatch_norm<T>(columns, wide, [&](auto n, auto k, int threads) {
-        cuda::start_norm_backward(stream, cuda::norm_backward_kernel<false, T, n, k>, blocks, threads, k, args,
+        cuda::start_norm_backward(stream, cuda::norm_backward_kernel<false, T, n, k>, blocks, threads, args,
                                   "rms_norm_backward");
       });
     });

@@ -92,6 +92,19 @@ class NcclGroup final : public ProcessGroup {
   NcclGroup(std::shared_ptr<Communicator> communicator, std::unique_ptr<ProcessGroup> host)
       : communicator_(std::move(communicator)), host_(std::move(host)), word_("barrier", Device::cuda, sizeof(int)) {}
 
+  void connect(std::span<const int> neighbours) {
+    gpu::Queue queue;
+    Stream stream(Device::cuda, Device::cuda, nullptr, nullptr, nullptr, &queue);
+    const Buffer words("connections", Device::cuda, 2 * neighbours.size());
+    Grouped grouped;
+    for (std::size_t i = 0; i < neighbours.size(); ++i) {
+      send(stream, words.data() + 2 * i, 1, neighbours[i]);
+      receive(stream, words.data() + 2 * i + 1, 1, neighbours[i]);
+    }
+    grouped.end();
+    queue.synchronize();
+  }
+
   const std::string& name() const override { return host_->name(); }
   int rank() const override { return host_->rank(); }
   int size() const override { return host_->size(); }
@@ -223,8 +236,11 @@ std::shared_ptr<NcclCommunicator> make_nccl_communicator(ProcessGroup& host, boo
 }
 
 std::unique_ptr<ProcessGroup> make_nccl_group(std::shared_ptr<NcclCommunicator> communicator,
-                                              std::unique_ptr<ProcessGroup> host) {
-  return std::make_unique<NcclGroup>(std::static_pointer_cast<Communicator>(std::move(communicator)), std::move(host));
+                                              std::unique_ptr<ProcessGroup> host, std::span<const int> neighbours) {
+  auto group =
+      std::make_unique<NcclGroup>(std::static_pointer_cast<Communicator>(std::move(communicator)), std::move(host));
+  if (!neighbours.empty()) group->connect(neighbours);
+  return group;
 }
 
 }  // namespace dstrain

@@ -5,6 +5,7 @@
 // naming the call.
 
 #include <memory>
+#include <span>
 #include <string>
 
 #include "lib/comm/process_group.h"
@@ -24,7 +25,9 @@ class NcclCommunicator {
 // multicast.
 // `most_blocks`: of NCCL's kernels, each on a multiprocessor of its own; 0: as NCCL likes.
 std::shared_ptr<NcclCommunicator> make_nccl_communicator(ProcessGroup& host, bool nvls, int most_blocks);
+// `neighbours`: members that this one will exchange with; all of them name each other. They are connected here: later
+// the first exchange would make the caller wait for theirs, in whatever order they come to it.
 std::unique_ptr<ProcessGroup> make_nccl_group(std::shared_ptr<NcclCommunicator> communicator,
-                                              std::unique_ptr<ProcessGroup> host);
+                                              std::unique_ptr<ProcessGroup> host, std::span<const int> neighbours);
 
 }  // namespace dstrain

@@ -192,7 +192,12 @@ std::unique_ptr<ProcessGroup> World::group(Poster poster, GroupKind kind, std::s
         const std::scoped_lock lock(mutex_);
         communicators_.emplace(key, communicator);
       }
-      return make_nccl_group(communicator, std::move(host));
+      // A pipeline's stages talk to the next and the one before, in programs of their own.
+      std::vector<int> neighbours;
+      if (kind == GroupKind::pipeline)
+        for (const int n : {host->rank() - 1, host->rank() + 1})
+          if (n >= 0 && n < host->size()) neighbours.push_back(n);
+      return make_nccl_group(communicator, std::move(host), neighbours);
     }
   }
   return std::make_unique<StagedGroup>(std::move(host));

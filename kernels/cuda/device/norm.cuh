@@ -2,8 +2,6 @@
 // RMSNorm and LayerNorm: the same kernels with and without a mean. A block takes a row, a thread N neighbouring
 // elements K times; K = 0: any number of times, read again from memory instead of kept in registers.
 
-#include <cuda_pipeline.h>
-
 #include "kernels/cuda/device/column_sums.cuh"
 #include "kernels/norm_blocks.h"
 
@@ -132,7 +130,7 @@ struct NormBackwardArgs {
 };
 
 template <bool kLayer, class T, int N, int K>
-__global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 1 ? 4 : 2) norm_backward_kernel(NormBackwardArgs a) {
+__global__ void norm_backward_kernel(NormBackwardArgs a) {
   __shared__ float scratch[2][2][32];
   const Index begin = a.rows * blockIdx.x / gridDim.x, end = a.rows * (blockIdx.x + 1) / gridDim.x;
   const Index step = static_cast<Index>(blockDim.x) * N, first = static_cast<Index>(threadIdx.x) * N;
@@ -148,38 +146,15 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 1 ? 4 : 2) norm_backwa
       }
   }
   const float n = static_cast<float>(a.columns);
-  // A row's values come through shared memory while the row before is worked on; a thread reads what it copied itself.
-  extern __shared__ uint4 ring[];  // (2 rows, 3 tensors, K, threads)
-  const auto place = [&](int slot, int tensor, int k) {
-    return reinterpret_cast<Vec<T, N>*>(ring + ((slot * 3 + tensor) * kKept + k) * static_cast<int>(blockDim.x) +
-                                        threadIdx.x);
-  };
-  const auto fetch = [&](Index row, int slot) {
-#pragma unroll
-    for (int k = 0; k < kKept; ++k) {
-      const Index c = first + k * step;
-      if (row >= end || c >= a.columns) continue;
-      __pipeline_memcpy_async(place(slot, 0, k), static_cast<const T*>(a.x) + row * a.x_stride + c, sizeof(uint4));
-      __pipeline_memcpy_async(place(slot, 1, k), static_cast<const T*>(a.dy) + row * a.dy_stride + c, sizeof(uint4));
-      if (a.dresidual)
-        __pipeline_memcpy_async(place(slot, 2, k), static_cast<const T*>(a.dresidual) + row * a.dresidual_stride + c,
-                                sizeof(uint4));
-    }
-    __pipeline_commit();
-  };
   int turn = 0;
-  if constexpr (K > 0) fetch(begin, turn);
   for (Index row = begin; row < end; ++row, turn ^= 1) {
     const T* const x = static_cast<const T*>(a.x) + row * a.x_stride;
     const T* const dy = static_cast<const T*>(a.dy) + row * a.dy_stride;
     const T* const dresidual = a.dresidual ? static_cast<const T*>(a.dresidual) + row * a.dresidual_stride : nullptr;
     T* const dx = static_cast<T*>(a.dx) + row * a.dx_stride;
     const float rstd = a.rstd[row], mean = kLayer ? a.mean[row] : 0.0f;
-    if constexpr (K > 0) {
-      fetch(row + 1, turn ^ 1);
-      __pipeline_wait_prior(1);
-    }
     float total = 0, dot = 0;
+    Vec<T, N> xs[kKept], dys[kKept];
     const auto look = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, Index c, float* ws, float* bs) {
       const auto w = load_weights<N>(a.weight, a.half_weight, c);
 #pragma unroll
@@ -194,17 +169,23 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 1 ? 4 : 2) norm_backwa
     if constexpr (K > 0) {
 #pragma unroll
       for (int k = 0; k < K; ++k)
-        if (const Index c = first + k * step; c < a.columns)
-          look(*place(turn, 0, k), *place(turn, 1, k), c, weight_sums[k], bias_sums[k]);
+        if (const Index c = first + k * step; c < a.columns) {
+          xs[k] = load_vec<N>(x + c);
+          dys[k] = load_vec<N>(dy + c);
+        }
+#pragma unroll
+      for (int k = 0; k < K; ++k)
+        if (const Index c = first + k * step; c < a.columns) look(xs[k], dys[k], c, weight_sums[k], bias_sums[k]);
     } else {
       for (Index c = first; c < a.columns; c += step)
         look(load_vec<N>(x + c), load_vec<N>(dy + c), c, dweight + c, kLayer ? dbias + c : nullptr);
     }
     const float mean_gn = block_sum(dot, scratch[turn][0]) / n;
     const float mean_g = kLayer ? block_sum(total, scratch[turn][1]) / n : 0.0f;
-    const auto write = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, const Vec<T, N>& r, Index c) {
+    const auto write = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, Index c) {
       const auto w = load_weights<N>(a.weight, a.half_weight, c);
-      Vec<T, N> out;
+      Vec<T, N> r{}, out;
+      if (dresidual) r = load_vec<N>(dresidual + c);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const float normalised = (to_float(vx.v[j]) - mean) * rstd;
@@ -217,11 +198,9 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 1 ? 4 : 2) norm_backwa
     if constexpr (K > 0) {
 #pragma unroll
       for (int k = 0; k < K; ++k)
-        if (const Index c = first + k * step; c < a.columns)
-          write(*place(turn, 0, k), *place(turn, 1, k), *place(turn, 2, k), c);
+        if (const Index c = first + k * step; c < a.columns) write(xs[k], dys[k], c);
     } else {
-      for (Index c = first; c < a.columns; c += step)
-        write(load_vec<N>(x + c), load_vec<N>(dy + c), dresidual ? load_vec<N>(dresidual + c) : Vec<T, N>{}, c);
+      for (Index c = first; c < a.columns; c += step) write(load_vec<N>(x + c), load_vec<N>(dy + c), c);
     }
   }
   if constexpr (K > 0) {
@@ -257,18 +236,11 @@ void dispatch_norm(Index columns, bool wide, F&& f) {
     static_cast<int>(std::min<Index>(512, norm_threads(columns, 1, 1))));
 }
 
-// Shared memory of the gradient's kernel.
-inline std::size_t norm_ring_bytes(int k, int threads) {
-  return 6 * sizeof(uint4) * static_cast<std::size_t>(k * threads);
-}
-
-// Starts the gradient's kernel; more than 48 KiB of shared memory must be asked for.
+// Starts the gradient's kernel.
 template <class Kernel>
-void start_norm_backward(Stream& stream, Kernel kernel, Index blocks, int threads, int k, const NormBackwardArgs& args,
+void start_norm_backward(Stream& stream, Kernel kernel, Index blocks, int threads, const NormBackwardArgs& args,
                          const char* name) {
-  const std::size_t ring = norm_ring_bytes(k, threads);
-  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(ring)), name);
-  kernel<<<grid(blocks), threads, ring, stream_of(stream)>>>(args);
+  kernel<<<grid(blocks), threads, 0, stream_of(stream)>>>(args);
   check_launch(name);
 }
 
