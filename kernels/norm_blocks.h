@@ -8,10 +8,11 @@
 
 namespace dstrain::cuda {
 
-// Four a multiprocessor of an H100, more for short rows.
+// As many as an H100's 132 multiprocessors hold at once: 1024 threads each, 512 where a thread keeps 16 columns.
 inline Index norm_blocks(Index rows, Index columns) {
   const Index threads = std::clamp<Index>((columns + 255) / 256 * 32, 32, 256);  // eight columns a thread
-  return std::min<Index>(rows, 132 * std::clamp<Index>(1024 / threads, 4, 16));
+  const Index each = columns <= 2048 ? std::clamp<Index>(1024 / threads, 1, 16) : 2;
+  return std::min<Index>(rows, 132 * each);
 }
 
 inline std::size_t norm_partial_bytes(Index rows, Index columns, Index outputs) {

@@ -61,10 +61,10 @@ void run(Cuda, Stream& stream, const LayerNormBackward& op) {
     cuda::dispatch_float(op.x.dtype, [&](auto zero) {
       using T = decltype(zero);
       cuda::dispatch_norm<T>(columns, wide, [&](auto n, auto k, int threads) {
-        cuda::start_norm_backward(stream, cuda::norm_backward_kernel<true, T, n, k>, blocks, threads, args,
-                                  "layer_norm_backward");
+        cuda::norm_backward_kernel<true, T, n, k><<<cuda::grid(blocks), threads, 0, cuda::stream_of(stream)>>>(args);
       });
     });
+    cuda::check_launch("layer_norm_backward");
   }
   cuda::add_chunks(stream, op.dweight.as<float>(), partial, blocks, columns, op.write);
   cuda::add_chunks(stream, op.dbias.as<float>(), bias_partial, blocks, columns, op.write);

@@ -55,10 +55,10 @@ void run(Cuda, Stream& stream, const RmsNormBackward& op) {
     cuda::dispatch_float(op.x.dtype, [&](auto zero) {
       using T = decltype(zero);
       cuda::dispatch_norm<T>(columns, wide, [&](auto n, auto k, int threads) {
-        cuda::start_norm_backward(stream, cuda::norm_backward_kernel<false, T, n, k>, blocks, threads, args,
-                                  "rms_norm_backward");
+        cuda::norm_backward_kernel<false, T, n, k><<<cuda::grid(blocks), threads, 0, cuda::stream_of(stream)>>>(args);
       });
     });
+    cuda::check_launch("rms_norm_backward");
   }
   cuda::add_chunks(stream, op.dweight.as<float>(), partial, blocks, columns, op.write);
 }

@@ -130,7 +130,7 @@ struct NormBackwardArgs {
 };
 
 template <bool kLayer, class T, int N, int K>
-__global__ void norm_backward_kernel(NormBackwardArgs a) {
+__global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 1 ? 4 : 2) norm_backward_kernel(NormBackwardArgs a) {
   __shared__ float scratch[2][2][32];
   const Index begin = a.rows * blockIdx.x / gridDim.x, end = a.rows * (blockIdx.x + 1) / gridDim.x;
   const Index step = static_cast<Index>(blockDim.x) * N, first = static_cast<Index>(threadIdx.x) * N;
@@ -152,9 +152,20 @@ __global__ void norm_backward_kernel(NormBackwardArgs a) {
     const T* const dy = static_cast<const T*>(a.dy) + row * a.dy_stride;
     const T* const dresidual = a.dresidual ? static_cast<const T*>(a.dresidual) + row * a.dresidual_stride : nullptr;
     T* const dx = static_cast<T*>(a.dx) + row * a.dx_stride;
+    // All of a row's loads are under way together.
     const float rstd = a.rstd[row], mean = kLayer ? a.mean[row] : 0.0f;
+    Vec<T, N> xs[kKept], dys[kKept], residuals[kKept];
+    if constexpr (K > 0) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        const Index c = first + k * step;
+        if (c >= a.columns) continue;
+        xs[k] = load_vec<N>(x + c);
+        dys[k] = load_vec<N>(dy + c);
+        if (dresidual) residuals[k] = load_vec<N>(dresidual + c);
+      }
+    }
     float total = 0, dot = 0;
-    Vec<T, N> xs[kKept], dys[kKept];
     const auto look = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, Index c, float* ws, float* bs) {
       const auto w = load_weights<N>(a.weight, a.half_weight, c);
 #pragma unroll
@@ -169,12 +180,6 @@ __global__ void norm_backward_kernel(NormBackwardArgs a) {
     if constexpr (K > 0) {
 #pragma unroll
       for (int k = 0; k < K; ++k)
-        if (const Index c = first + k * step; c < a.columns) {
-          xs[k] = load_vec<N>(x + c);
-          dys[k] = load_vec<N>(dy + c);
-        }
-#pragma unroll
-      for (int k = 0; k < K; ++k)
         if (const Index c = first + k * step; c < a.columns) look(xs[k], dys[k], c, weight_sums[k], bias_sums[k]);
     } else {
       for (Index c = first; c < a.columns; c += step)
@@ -182,10 +187,9 @@ __global__ void norm_backward_kernel(NormBackwardArgs a) {
     }
     const float mean_gn = block_sum(dot, scratch[turn][0]) / n;
     const float mean_g = kLayer ? block_sum(total, scratch[turn][1]) / n : 0.0f;
-    const auto write = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, Index c) {
+    const auto write = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, const Vec<T, N>& r, Index c) {
       const auto w = load_weights<N>(a.weight, a.half_weight, c);
-      Vec<T, N> r{}, out;
-      if (dresidual) r = load_vec<N>(dresidual + c);
+      Vec<T, N> out;
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const float normalised = (to_float(vx.v[j]) - mean) * rstd;
@@ -198,9 +202,10 @@ __global__ void norm_backward_kernel(NormBackwardArgs a) {
     if constexpr (K > 0) {
 #pragma unroll
       for (int k = 0; k < K; ++k)
-        if (const Index c = first + k * step; c < a.columns) write(xs[k], dys[k], c);
+        if (const Index c = first + k * step; c < a.columns) write(xs[k], dys[k], residuals[k], c);
     } else {
-      for (Index c = first; c < a.columns; c += step) write(load_vec<N>(x + c), load_vec<N>(dy + c), c);
+      for (Index c = first; c < a.columns; c += step)
+        write(load_vec<N>(x + c), load_vec<N>(dy + c), dresidual ? load_vec<N>(dresidual + c) : Vec<T, N>{}, c);
     }
   }
   if constexpr (K > 0) {
@@ -234,14 +239,6 @@ void dispatch_norm(Index columns, bool wide, F&& f) {
   }
   f(integral_constant<int, 1>{}, integral_constant<int, 0>{},
     static_cast<int>(std::min<Index>(512, norm_threads(columns, 1, 1))));
-}
-
-// Starts the gradient's kernel.
-template <class Kernel>
-void start_norm_backward(Stream& stream, Kernel kernel, Index blocks, int threads, const NormBackwardArgs& args,
-                         const char* name) {
-  kernel<<<grid(blocks), threads, 0, stream_of(stream)>>>(args);
-  check_launch(name);
 }
 
 inline bool aligned_vector(const Tensor& t) {
