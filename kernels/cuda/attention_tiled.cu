@@ -253,20 +253,33 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(AttentionArgs s,
   }
 }
 
-// Calls f(R, K) constants: tiles of 64 with heads up to 128, of 32 up to 256.
-template <class F>
-void dispatch_size(const AttentionArgs& s, F&& f) {
-  using std::integral_constant;
-  const Index most = std::max(s.size, s.value_size);
-  if (most <= 64) return f(integral_constant<int, 4>{}, integral_constant<int, 4>{});
-  if (most <= 128) return f(integral_constant<int, 4>{}, integral_constant<int, 8>{});
-  f(integral_constant<int, 2>{}, integral_constant<int, 16>{});
-}
-
-// Floats of `wide` tiles of keys or queries, `values` of values, one of scores.
+// Bytes of `wide` tiles of keys or queries, `values` of values, one of scores.
 std::size_t tile_bytes(const AttentionArgs& s, int tile, int wide, int values) {
   return static_cast<std::size_t>(tile * (wide * (s.size + 1) + values * (s.value_size + 1) + tile + 1)) *
          sizeof(float);
+}
+
+std::size_t most_shared_memory() {
+  int device = 0, bytes = 0;
+  cuda_check(cudaGetDevice(&device), "cudaGetDevice");
+  cuda_check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
+  return static_cast<std::size_t>(bytes);
+}
+
+// Calls f(R, K) constants: tiles of 64 with heads up to 128, of 32 up to 256; smaller ones where a block's shared
+// memory is too small for that (compute capability 8.6 and 8.9 with wide heads). `values`: tiles of values beside two
+// of keys.
+template <class F>
+void dispatch_size(const AttentionArgs& s, int values, F&& f) {
+  using std::integral_constant;
+  const Index most = std::max(s.size, s.value_size);
+  const std::size_t memory = most_shared_memory();
+  const bool whole = most <= 128 && tile_bytes(s, 4 * kSide, 2, values) <= memory;
+  if (whole && most <= 64) return f(integral_constant<int, 4>{}, integral_constant<int, 4>{});
+  if (whole) return f(integral_constant<int, 4>{}, integral_constant<int, 8>{});
+  if (tile_bytes(s, 2 * kSide, 2, values) <= memory)
+    return f(integral_constant<int, 2>{}, integral_constant<int, 16>{});
+  f(integral_constant<int, 1>{}, integral_constant<int, 16>{});
 }
 
 }  // namespace
@@ -276,7 +289,7 @@ void attention_forward_tiled(Stream& stream, const AttentionForward& op) {
   const AttentionArgs s = attention_args(op);
   dispatch_float(op.q.dtype, [&](auto zero) {
     using T = decltype(zero);
-    dispatch_size(s, [&](auto r, auto k) {
+    dispatch_size(s, 1, [&](auto r, auto k) {
       constexpr int Tile = r * kSide;
       start(stream, forward_kernel<T, r, k>, div_up(s.queries, Tile) * s.heads * op.q.dim(0), kThreads,
             tile_bytes(s, Tile, 2, 1), "attention", s, heads(op.o), op.lse.as<float>(), heads(op.q), heads(op.k),
@@ -293,7 +306,7 @@ void attention_backward_tiled(Stream& stream, const AttentionBackward& op) {
   if (attention_on_tensor_cores(op.q, op.v)) return attention_backward_tensor_cores(stream, op, s, g);
   dispatch_float(op.q.dtype, [&](auto zero) {
     using T = decltype(zero);
-    dispatch_size(s, [&](auto r, auto k) {
+    dispatch_size(s, 2, [&](auto r, auto k) {
       constexpr int Tile = r * kSide;
       const std::size_t memory = tile_bytes(s, Tile, 2, 2);
       start(stream, query_gradient_kernel<T, r, k>, div_up(s.queries, Tile) * s.heads * op.q.dim(0), kThreads, memory,

@@ -47,6 +47,7 @@ Comparison compare(Checkpoint& a, Checkpoint& b) {
   state("next_sample", x.next_sample, y.next_sample);
   state("tokens", x.tokens, y.tokens);
   state("config_hash", x.config_hash, y.config_hash);
+  state("data_hash", x.data_hash, y.data_hash);
 
   std::set<std::pair<std::string, std::string>> names;
   for (const Checkpoint* c : {&a, &b})

@@ -142,6 +142,7 @@ Manifest read_lines(std::string_view text) {
   manifest.state.seed = state.at("seed").get<std::uint64_t>();
   manifest.state.next_sample = state.at("next_sample").get<Index>();
   manifest.state.tokens = state.at("tokens").get<Index>();
+  manifest.state.data_hash = state.value("data_hash", "");
   require(world >= 1 && world <= lines.size() && lines.size() >= 2 + world, ExitCode::checkpoint,
           "{} shards in {} lines", world, lines.size());
   for (std::size_t i = 0; i < world; ++i) {
@@ -191,7 +192,8 @@ std::string to_text(const Manifest& manifest) {
           {"optimizer_step", s.optimizer_step},
           {"seed", s.seed},
           {"next_sample", s.next_sample},
-          {"tokens", s.tokens}}}});
+          {"tokens", s.tokens},
+          {"data_hash", s.data_hash}}}});
   for (std::size_t i = 0; i < manifest.shards.size(); ++i) {
     Json json = {{"shard", i}};
     json.update(json_of(manifest.shards[i]));

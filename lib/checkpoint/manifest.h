@@ -22,6 +22,7 @@ struct CheckpointState {
   Index next_sample = 0;  // the data cursor: first global sample not trained on
   Index tokens = 0;       // trained on
   std::string config_hash;
+  std::string data_hash;  // of the tokens trained on; "" in checkpoints of builds that did not write it
   MeshSizes mesh;
 
   friend bool operator==(const CheckpointState&, const CheckpointState&) = default;

@@ -23,6 +23,12 @@ std::vector<Index> TokenSources::tokens() const {
   return out;
 }
 
+std::string TokenSources::fingerprint() const {
+  std::string text;
+  for (const auto& s : sources) text += hex(s->fingerprint());
+  return hex(xxh3(text));
+}
+
 // ---- reader ----
 
 namespace {

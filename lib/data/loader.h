@@ -43,6 +43,7 @@ struct TokenSources {
   TokenSources(const Files& files, const std::vector<std::string>& patterns, Index vocab_size);
   std::vector<Index> tokens() const;  // of each source
   const TokenFileInfo& info() const { return sources[0]->info(); }
+  std::string fingerprint() const;  // tells these tokens in this order from others
 };
 
 // A step's share of one data rank. Tensors are views of the loader's memory.

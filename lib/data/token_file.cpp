@@ -269,6 +269,12 @@ void TokenFile::verify() {
     bad(format("document_offsets end at {} of {} tokens", previous, tokens()));
 }
 
+std::uint64_t TokenFile::fingerprint() const {
+  std::vector<std::uint64_t> words = checksums_;
+  words.insert(words.end(), {static_cast<std::uint64_t>(tokens()), info_.tokenizer_hash});
+  return xxh3(std::as_bytes(std::span(words)));
+}
+
 // ---- source ----
 
 TokenSource::TokenSource(const Files& files, const std::string& pattern) : first_{0} {
@@ -289,6 +295,12 @@ Index TokenSource::documents() const {
   Index n = 0;
   for (const auto& f : files_) n += f->documents();
   return n;
+}
+
+std::uint64_t TokenSource::fingerprint() const {
+  std::vector<std::uint64_t> words;
+  for (const auto& f : files_) words.push_back(f->fingerprint());
+  return xxh3(std::as_bytes(std::span(words)));
 }
 
 void TokenSource::read(Index begin, std::span<std::int32_t> into) {

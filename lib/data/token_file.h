@@ -82,6 +82,8 @@ class TokenFile {
   std::pair<Index, Index> document(Index i);
   // Everything: every checksum, every id, every offset and end of document.
   void verify();
+  // Tells these tokens from others: a hash of what the file says of them (their number, tokenizer and checksums).
+  std::uint64_t fingerprint() const;
 
  private:
   void verify_block(Index block);
@@ -109,6 +111,7 @@ class TokenSource {
   const TokenFileInfo& info() const { return files_[0]->info(); }
   std::size_t files() const { return files_.size(); }
   TokenFile& file(std::size_t i) { return *files_[i]; }
+  std::uint64_t fingerprint() const;  // of all files, in order
   void read(Index begin, std::span<std::int32_t> into);
 
  private:

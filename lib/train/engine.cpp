@@ -237,7 +237,16 @@ void Engine::enqueue_result() {
 
 StepResult Engine::take_result() {
   check(taken_ < enqueued_, "no step without its result taken");
-  if (device_ == Device::cuda) done_[taken_ % kRing].synchronize();
+  if (device_ == Device::cuda) {
+    try {
+      done_[taken_ % kRing].synchronize();
+    } catch (const Error& e) {
+      // Launches do not wait: what failed is known to the device alone.
+      if (e.code() != ExitCode::device || debug_) throw;
+      fail(e.code(), "rank {}: {}: an op of this step or the one before failed; debug.blocking=true names it",
+           world_.rank(), e.what());
+    }
+  }
   const Exchange& ring = exchange(taken_);
   const double* const r = ring.result;
   const StepResult result{.loss = r[1] / valid_tokens_[taken_ % kRing],

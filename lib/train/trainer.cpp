@@ -114,6 +114,11 @@ void Trainer::tune() {
 void Trainer::restore_latest_or_initialize() {
   const auto restored = checkpointer_->restore([&](const std::string& line) { log_->warn(line); });
   if (restored) {
+    // The cursor counts samples of these very tokens.
+    require(restored->data_hash.empty() || restored->data_hash == sources_->fingerprint(), ExitCode::data,
+            "data.train: its tokens (hash {}) are not those that the checkpoint of step {} was trained on (hash {}); a "
+            "new run can start from its weights",
+            sources_->fingerprint(), restored->step, restored->data_hash);
     state_ = *restored;
     engine_->set_updates(state_.optimizer_step);
     saved_step_ = state_.step;
@@ -127,6 +132,7 @@ void Trainer::restore_latest_or_initialize() {
   }
   state_.seed = config_.run.seed;
   state_.config_hash = job_identity(config_);
+  state_.data_hash = sources_->fingerprint();
   state_.mesh = engine_->mesh().sizes();
 }
 

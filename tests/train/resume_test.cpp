@@ -177,6 +177,28 @@ TEST_CASE("a checkpoint of another model, seed or length is refused", "[resume]"
   CHECK(code_of("training.sequence_length=12") == ExitCode::checkpoint);
 }
 
+TEST_CASE("a run does not go on with other tokens", "[resume]") {
+  const Fixture f;
+  const std::vector<std::string> short_run{"training.steps=3"};
+  train_tiny(f.yaml(tiny_models()[0], "run"), 1, short_run);
+  const auto before = checkpoint_tensors(f.directory / "run", 3);
+  const auto message = [&](Index tokens, std::uint64_t seed) -> std::string {
+    std::filesystem::remove(f.directory / "train-00000.h5");
+    write_tokens(f.directory / "train", tokens, seed);
+    try {
+      train_tiny(f.yaml(tiny_models()[0], "run"), 1, {"training.steps=4"});
+    } catch (const Error& e) {
+      CHECK(e.code() == ExitCode::data);
+      return e.what();
+    }
+    return "";
+  };
+  CHECK_THAT(message(40 * kLength + 1, 5), Catch::Matchers::Contains("are not those that the checkpoint of step 3"));
+  CHECK_THAT(message(30 * kLength + 1, 1), Catch::Matchers::Contains("data.train"));  // cut short
+  CHECK(checkpoint_tensors(f.directory / "run", 3) == before);
+  CHECK(message(40 * kLength + 1, 1) == "");  // the same tokens again, in a file made anew
+}
+
 TEST_CASE("a loss that is not finite changes no weight", "[resume]") {
   const Fixture f;
   const TinyModel& model = tiny_models()[0];
