@@ -114,6 +114,10 @@ std::span<const float> Generator::forward(std::span<const std::int32_t> tokens) 
 }
 
 std::int32_t Generator::sample(std::span<const float> logits, const SamplingOptions& options, Index position) const {
+  // NaN has no place in an order.
+  for (std::size_t i = 0; i < logits.size(); ++i)
+    require(!std::isnan(logits[i]), ExitCode::nonfinite, "token {} of the output: the logit of id {} is not a number",
+            position, i);
   if (options.temperature == 0)
     return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   std::vector<std::int32_t> order(logits.size());

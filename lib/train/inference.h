@@ -35,7 +35,8 @@ class Generator {
   Generator(const Config& config, Engine& engine);
 
   // Calls `emit` for each new token as it comes; stops at options.tokens, at `end_of_document`, when emit returns
-  // false, or when sequence_length positions are filled. Throws Error{usage} on an empty or too long prompt.
+  // false, or when sequence_length positions are filled. Throws Error{usage} on an empty or too long prompt,
+  // Error{nonfinite} when a logit is NaN.
   void run(std::span<const std::int32_t> prompt, const SamplingOptions& options, std::int32_t end_of_document,
            const std::function<bool(std::int32_t)>& emit);
 

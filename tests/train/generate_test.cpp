@@ -71,3 +71,23 @@ TEST_CASE("greedy tokens from the cache are those of full forwards", "[generate]
       }
     }
 }
+
+TEST_CASE("logits that are not numbers end the writing with an error", "[generate]") {
+  const Config config = tiny_job(tiny_models()[0].yaml, 1, 1, 1, 1, {"training.global_batch_size=1"});
+  const auto world = World::dry(0, 1);
+  const auto engine = make_engine(config, *world, Mesh{MeshSizes{}}, Device::cpu, 1);
+  engine->initialize(config.run.seed);
+  engine->stage().model().visit([&](Param& p) {
+    if (!p.decay)
+      engine->write(p, Role::weight, std::vector<float>(static_cast<std::size_t>(p.numel()), std::nanf("")));
+  });
+  const std::vector<std::int32_t> prompt{5, 300, 17};
+  for (const double temperature : {0.0, 1.0}) try {
+      Generator(config, *engine).run(prompt, {.tokens = 4, .temperature = temperature}, -1, [](std::int32_t) {
+        return true;
+      });
+      FAIL("no error");
+    } catch (const Error& e) {
+      CHECK(e.code() == ExitCode::nonfinite);
+    }
+}
