@@ -13,6 +13,7 @@
 #include "apps/commands.h"
 #include "lib/config/resolve.h"
 #include "lib/core/transfer.h"
+#include "lib/layers/host_batch.h"
 #include "lib/train/machine.h"
 #include "lib/train/weights.h"
 
@@ -60,40 +61,17 @@ Row compare_final(const std::string& name, std::span<const float> ours, std::spa
 }
 
 // input_ids (steps, B, T) of one step as a micro-batch; the last position predicts nothing.
-struct Samples {
-  Index batch, length;
-  std::vector<std::int32_t> tokens, targets, positions;
-  std::vector<std::int64_t> sample_ids, row_sample_ids;
-  std::vector<float> weights;
-
+struct Samples : HostBatch {
   Samples(std::span<const std::int64_t> ids, Index b, Index t, Index vocabulary, const std::string& path)
-      : batch(b), length(t) {
-    for (Index i = 0; i < b * t; ++i) {
-      const std::int64_t id = ids[static_cast<std::size_t>(i)];
-      require(0 <= id && id < vocabulary, ExitCode::data, "{}: input_ids holds {}, the vocabulary has {}", path, id,
-              vocabulary);
-      const bool last = i % t == t - 1;
-      tokens.push_back(static_cast<std::int32_t>(id));
-      targets.push_back(last ? 0 : static_cast<std::int32_t>(ids[static_cast<std::size_t>(i + 1)]));
-      positions.push_back(static_cast<std::int32_t>(i % t));
-      weights.push_back(last ? 0.0f : 1.0f);
-      row_sample_ids.push_back(i / t);
+      : HostBatch(b, t) {
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      require(0 <= ids[i] && ids[i] < vocabulary, ExitCode::data, "{}: input_ids holds {}, the vocabulary has {}", path,
+              ids[i], vocabulary);
+      tokens[i] = static_cast<std::int32_t>(ids[i]);
+      const bool last = static_cast<Index>(i) % t == t - 1;
+      targets[i] = last ? 0 : static_cast<std::int32_t>(ids[i + 1]);
+      loss_weights[i] = last ? 0.0f : 1.0f;
     }
-    for (Index s = 0; s < b; ++s) sample_ids.push_back(s);
-  }
-
-  Batch view() {
-    const auto tensor = [](auto& v, DType t) {
-      return Tensor(v.data(), t, Device::cpu, {static_cast<Index>(v.size())});
-    };
-    return {.batch = batch,
-            .length = length,
-            .tokens = tensor(tokens, DType::i32),
-            .targets = tensor(targets, DType::i32),
-            .positions = tensor(positions, DType::i32),
-            .sample_ids = tensor(sample_ids, DType::i64),
-            .row_sample_ids = tensor(row_sample_ids, DType::i64),
-            .loss_weights = tensor(weights, DType::f32)};
   }
   double valid() const { return static_cast<double>(batch * (length - 1)); }
 };

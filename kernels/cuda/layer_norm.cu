@@ -4,70 +4,7 @@
 
 namespace dstrain {
 
-void run(Cuda, Stream& stream, const LayerNormForward& op) {
-  const Index rows = op.x.dim(0), columns = op.x.dim(1);
-  if (rows == 0) return;
-  const cuda::NormForwardArgs args{.y = op.y.data,
-                                   .sum = op.sum.data,
-                                   .x = op.x.data,
-                                   .branch = op.branch.data,
-                                   .weight = op.weight.data,
-                                   .bias = op.bias.data,
-                                   .mean = op.mean.as<float>(),
-                                   .rstd = op.rstd.as<float>(),
-                                   .y_stride = cuda::row_stride(op.y),
-                                   .sum_stride = cuda::row_stride(op.sum),
-                                   .x_stride = cuda::row_stride(op.x),
-                                   .branch_stride = cuda::row_stride(op.branch),
-                                   .columns = columns,
-                                   .eps = op.eps,
-                                   .half_weight = op.weight.dtype == DType::bf16,
-                                   .half_bias = op.bias.dtype == DType::bf16};
-  const bool wide = cuda::aligned_rows(op.x) && cuda::aligned_rows(op.y) && cuda::aligned_optional(op.branch) &&
-                    cuda::aligned_optional(op.sum) && cuda::aligned_vector(op.weight) && cuda::aligned_vector(op.bias);
-  cuda::dispatch_float(op.x.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    cuda::dispatch_norm<T>(columns, wide, [&](auto n, auto k, int threads) {
-      cuda::norm_forward_kernel<true, T, n, k><<<cuda::grid(rows), threads, 0, cuda::stream_of(stream)>>>(args);
-    });
-  });
-  cuda::check_launch("layer_norm");
-}
-
-void run(Cuda, Stream& stream, const LayerNormBackward& op) {
-  const Index rows = op.x.dim(0), columns = op.x.dim(1), blocks = cuda::norm_blocks(rows, columns);
-  const ArenaScope scope(stream.workspace());
-  float* const partial = stream.workspace().allocate({2 * blocks * columns}).as<float>();
-  float* const bias_partial = partial + blocks * columns;
-  const cuda::NormBackwardArgs args{.dx = op.dx.data,
-                                    .dy = op.dy.data,
-                                    .x = op.x.data,
-                                    .dresidual = op.dresidual.data,
-                                    .weight = op.weight.data,
-                                    .mean = op.mean.as<float>(),
-                                    .rstd = op.rstd.as<float>(),
-                                    .dweight = partial,
-                                    .dbias = bias_partial,
-                                    .dx_stride = cuda::row_stride(op.dx),
-                                    .dy_stride = cuda::row_stride(op.dy),
-                                    .x_stride = cuda::row_stride(op.x),
-                                    .dresidual_stride = cuda::row_stride(op.dresidual),
-                                    .rows = rows,
-                                    .columns = columns,
-                                    .half_weight = op.weight.dtype == DType::bf16};
-  const bool wide = cuda::aligned_rows(op.x) && cuda::aligned_rows(op.dy) && cuda::aligned_rows(op.dx) &&
-                    cuda::aligned_optional(op.dresidual) && cuda::aligned_vector(op.weight);
-  if (rows > 0) {
-    cuda::dispatch_float(op.x.dtype, [&](auto zero) {
-      using T = decltype(zero);
-      cuda::dispatch_norm<T>(columns, wide, [&](auto n, auto k, int threads) {
-        cuda::norm_backward_kernel<true, T, n, k><<<cuda::grid(blocks), threads, 0, cuda::stream_of(stream)>>>(args);
-      });
-    });
-    cuda::check_launch("layer_norm_backward");
-  }
-  cuda::add_chunks(stream, op.dweight.as<float>(), partial, blocks, columns, op.write);
-  cuda::add_chunks(stream, op.dbias.as<float>(), bias_partial, blocks, columns, op.write);
-}
+void run(Cuda, Stream& stream, const LayerNormForward& op) { cuda::norm_forward<true>(stream, op); }
+void run(Cuda, Stream& stream, const LayerNormBackward& op) { cuda::norm_backward<true>(stream, op); }
 
 }  // namespace dstrain

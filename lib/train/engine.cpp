@@ -8,6 +8,7 @@
 #include "kernels/elementwise.h"
 #include "lib/core/rng.h"
 #include "lib/core/transfer.h"
+#include "lib/layers/host_batch.h"
 #include "lib/model/params.h"
 #include "lib/pipeline/schedule.h"
 
@@ -153,26 +154,16 @@ std::string Engine::tune(const std::string& known) {
   settings.tune = config_.cuda.tune;
   stream_.set_settings(settings);
   const StepShape shape = step_shape(config_);
-  const Index rows = shape.micro_batch_size * shape.length, vocabulary = config_.model.vocab_size;
-  std::vector<std::int32_t> tokens(static_cast<std::size_t>(rows)), positions(tokens.size());
-  std::vector<std::int64_t> samples(tokens.size());
-  std::vector<float> weights(tokens.size(), 1.0f);
+  const Index rows = shape.micro_batch_size * shape.length;
+  HostBatch host(shape.micro_batch_size, shape.length);
   const Philox generator = philox(1, "tuning tokens");
-  for (Index i = 0; i < rows; ++i) {
-    const auto at = static_cast<std::size_t>(i);
-    tokens[at] = static_cast<std::int32_t>(generator(0, at)[0] % static_cast<std::uint32_t>(vocabulary));
-    positions[at] = static_cast<std::int32_t>(i % shape.length);
-    samples[at] = i / shape.length;
+  for (std::size_t i = 0; i < host.tokens.size(); ++i) {
+    host.tokens[i] =
+        static_cast<std::int32_t>(generator(0, i)[0] % static_cast<std::uint32_t>(config_.model.vocab_size));
+    host.targets[i] = host.tokens[i];
+    host.loss_weights[i] = 1.0f;
   }
-  const auto tensor = [](auto& v, DType t, Index n) { return Tensor(v.data(), t, Device::cpu, {n}); };
-  const Batch batch{.batch = shape.micro_batch_size,
-                    .length = shape.length,
-                    .tokens = tensor(tokens, DType::i32, rows),
-                    .targets = tensor(tokens, DType::i32, rows),
-                    .positions = tensor(positions, DType::i32, rows),
-                    .sample_ids = tensor(samples, DType::i64, shape.micro_batch_size),
-                    .row_sample_ids = tensor(samples, DType::i64, rows),
-                    .loss_weights = tensor(weights, DType::f32, rows)};
+  const Batch batch = host.view();
   const std::vector<Batch> batches(static_cast<std::size_t>(shape.micro_batches), batch);
   const bool graphs = std::exchange(graphs_, false);
   // Twice at most: an accumulating product is met with the second micro-batch.

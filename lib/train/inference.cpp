@@ -10,6 +10,7 @@
 #include "lib/checkpoint/reader.h"
 #include "lib/config/resolve.h"
 #include "lib/core/transfer.h"
+#include "lib/layers/host_batch.h"
 #include "lib/train/checkpointer.h"
 #include "lib/train/plan.h"
 #include "lib/train/run_directory.h"
@@ -88,19 +89,10 @@ Generator::Generator(const Config& config, Engine& engine) : config_(config), en
 
 std::span<const float> Generator::forward(std::span<const std::int32_t> tokens) {
   const auto n = static_cast<Index>(tokens.size());
-  std::vector<std::int32_t> ids(tokens.begin(), tokens.end()), positions(tokens.size());
-  std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(cache_.length));
-  std::vector<std::int64_t> samples(tokens.size(), 0);
-  std::vector<float> weights(tokens.size(), 0.0f);
-  const auto tensor = [&](auto& v, DType t) { return Tensor(v.data(), t, Device::cpu, {n}); };
-  const Batch batch{.batch = 1,
-                    .length = n,
-                    .tokens = tensor(ids, DType::i32),
-                    .targets = tensor(ids, DType::i32),
-                    .positions = tensor(positions, DType::i32),
-                    .sample_ids = Tensor(samples.data(), DType::i64, Device::cpu, {1}),
-                    .row_sample_ids = tensor(samples, DType::i64),
-                    .loss_weights = tensor(weights, DType::f32)};
+  HostBatch host(1, n);
+  host.tokens.assign(tokens.begin(), tokens.end());
+  for (std::int32_t& p : host.positions) p += static_cast<std::int32_t>(cache_.length);
+  const Batch batch = host.view();
   Stage& stage = engine_.stage();
   Stream& stream = engine_.stream();
   stage.forward(stream, 0, batch, {.mode = Mode::decode, .cache = &cache_});

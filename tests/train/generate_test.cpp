@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "lib/core/transfer.h"
+#include "lib/layers/host_batch.h"
 #include "lib/train/inference.h"
 #include "tests/support/catch.h"
 #include "tests/support/devices.h"
@@ -16,20 +17,10 @@ namespace {
 
 // The most likely token after `ids`, by a forward over all of them without a cache.
 std::int32_t most_likely(Engine& engine, const std::vector<std::int32_t>& prefix) {
-  std::vector<std::int32_t> ids = prefix, positions(ids.size());
-  std::iota(positions.begin(), positions.end(), 0);
-  std::vector<std::int64_t> samples(ids.size(), 0);
-  std::vector<float> weights(ids.size(), 0.0f);
-  const auto n = static_cast<Index>(ids.size());
-  const auto tensor = [&](auto& v, DType t) { return Tensor(v.data(), t, Device::cpu, {n}); };
-  const Batch batch{.batch = 1,
-                    .length = n,
-                    .tokens = tensor(ids, DType::i32),
-                    .targets = tensor(ids, DType::i32),
-                    .positions = tensor(positions, DType::i32),
-                    .sample_ids = Tensor(samples.data(), DType::i64, Device::cpu, {1}),
-                    .row_sample_ids = tensor(samples, DType::i64),
-                    .loss_weights = tensor(weights, DType::f32)};
+  const auto n = static_cast<Index>(prefix.size());
+  HostBatch host(1, n);
+  host.tokens = prefix;
+  const Batch batch = host.view();
   Stage& stage = engine.stage();
   Stream& stream = engine.stream();
   const Index columns = stage.model().head->weight().shape[0];

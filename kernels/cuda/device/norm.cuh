@@ -246,4 +246,78 @@ inline bool aligned_vector(const Tensor& t) {
 }
 inline bool aligned_optional(const Tensor& t) { return !t.defined() || aligned_rows(t); }
 
+// Both norms' forward: Op is RmsNormForward, or LayerNormForward when kLayer.
+template <bool kLayer, class Op>
+void norm_forward(Stream& stream, const Op& op) {
+  const Index rows = op.x.dim(0), columns = op.x.dim(1);
+  if (rows == 0) return;
+  NormForwardArgs args{.y = op.y.data,
+                       .sum = op.sum.data,
+                       .x = op.x.data,
+                       .branch = op.branch.data,
+                       .weight = op.weight.data,
+                       .rstd = op.rstd.template as<float>(),
+                       .y_stride = row_stride(op.y),
+                       .sum_stride = row_stride(op.sum),
+                       .x_stride = row_stride(op.x),
+                       .branch_stride = row_stride(op.branch),
+                       .columns = columns,
+                       .eps = op.eps,
+                       .half_weight = op.weight.dtype == DType::bf16};
+  bool wide = aligned_rows(op.x) && aligned_rows(op.y) && aligned_optional(op.branch) && aligned_optional(op.sum) &&
+              aligned_vector(op.weight);
+  if constexpr (kLayer) {
+    args.bias = op.bias.data;
+    args.half_bias = op.bias.dtype == DType::bf16;
+    args.mean = op.mean.template as<float>();
+    wide = wide && aligned_vector(op.bias);
+  }
+  dispatch_float(op.x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    dispatch_norm<T>(columns, wide, [&](auto n, auto k, int threads) {
+      norm_forward_kernel<kLayer, T, n, k><<<grid(rows), threads, 0, stream_of(stream)>>>(args);
+    });
+  });
+  check_launch(Op::name);
+}
+
+// Both norms' gradient.
+template <bool kLayer, class Op>
+void norm_backward(Stream& stream, const Op& op) {
+  const Index rows = op.x.dim(0), columns = op.x.dim(1), blocks = norm_blocks(rows, columns);
+  const ArenaScope scope(stream.workspace());
+  float* const partial = stream.workspace().allocate({(kLayer ? 2 : 1) * blocks * columns}).template as<float>();
+  NormBackwardArgs args{.dx = op.dx.data,
+                        .dy = op.dy.data,
+                        .x = op.x.data,
+                        .dresidual = op.dresidual.data,
+                        .weight = op.weight.data,
+                        .rstd = op.rstd.template as<float>(),
+                        .dweight = partial,
+                        .dx_stride = row_stride(op.dx),
+                        .dy_stride = row_stride(op.dy),
+                        .x_stride = row_stride(op.x),
+                        .dresidual_stride = row_stride(op.dresidual),
+                        .rows = rows,
+                        .columns = columns,
+                        .half_weight = op.weight.dtype == DType::bf16};
+  if constexpr (kLayer) {
+    args.mean = op.mean.template as<float>();
+    args.dbias = partial + blocks * columns;
+  }
+  const bool wide = aligned_rows(op.x) && aligned_rows(op.dy) && aligned_rows(op.dx) &&
+                    aligned_optional(op.dresidual) && aligned_vector(op.weight);
+  if (rows > 0) {
+    dispatch_float(op.x.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      dispatch_norm<T>(columns, wide, [&](auto n, auto k, int threads) {
+        norm_backward_kernel<kLayer, T, n, k><<<grid(blocks), threads, 0, stream_of(stream)>>>(args);
+      });
+    });
+    check_launch(Op::name);
+  }
+  add_chunks(stream, op.dweight.template as<float>(), partial, blocks, columns, op.write);
+  if constexpr (kLayer) add_chunks(stream, op.dbias.template as<float>(), args.dbias, blocks, columns, op.write);
+}
+
 }  // namespace dstrain::cuda
