@@ -16,7 +16,7 @@ void check_heads(const Tensor& t, const Shape& shape, const Tensor& q, const cha
   check_last_dense(t, what);
 }
 
-void check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& lse,
+void check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& lse, const Tensor& first_keys,
                   const AttentionDropout& dropout) {
   check_rank(q, 4, "attention: q");
   check_rank(k, 4, "attention: k");
@@ -32,6 +32,11 @@ void check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tenso
   check_shape(lse, {q.dim(0), q.dim(2), q.dim(1)}, "attention: lse");
   check_dtype(lse, DType::f32, "attention: lse");
   check_flat(lse, "attention: lse");
+  if (first_keys.defined()) {
+    check_shape(first_keys, {q.dim(0), q.dim(1)}, "attention: first_keys");
+    check_dtype(first_keys, DType::i32, "attention: first_keys");
+    check_flat(first_keys, "attention: first_keys");
+  }
   check(dropout.p >= 0 && dropout.p < 1, "attention: dropout {}", dropout.p);
   if (dropout.p > 0) check_vector(dropout.sample_ids, DType::i64, q.dim(0), "attention: dropout.sample_ids");
 }
@@ -45,7 +50,7 @@ double full_flops(const Tensor& q, const Tensor& k, const Tensor& v) {
 }  // namespace
 
 void AttentionForward::validate() const {
-  check_inputs(q, k, v, lse, dropout);
+  check_inputs(q, k, v, lse, first_keys, dropout);
   check_heads(o, {q.dim(0), q.dim(1), q.dim(2), v.dim(3)}, q, "attention: o");
 }
 
@@ -59,7 +64,7 @@ std::size_t AttentionForward::workspace(Device target) const {
 }
 
 void AttentionBackward::validate() const {
-  check_inputs(q, k, v, lse, dropout);
+  check_inputs(q, k, v, lse, first_keys, dropout);
   check_heads(o, {q.dim(0), q.dim(1), q.dim(2), v.dim(3)}, q, "attention_backward: o");
   check_heads(dout, o.shape, q, "attention_backward: dout");
   check_heads(dq, q.shape, q, "attention_backward: dq");

@@ -31,10 +31,14 @@ struct AttentionForward {
   float scale = 1;
   AttentionMask mask = AttentionMask::causal;
   Index query_offset = 0;  // causal: query i sees key j when j <= i + query_offset
+  // (B, Tq) i32, contiguous: query i of sample b sees key j only when j >= first_keys[b, i]. Undefined: every key. The
+  // border of a packed document, or the end of left padding. REQUIRES: not falling along a sample's queries, which
+  // nobody checks; not negative.
+  Tensor first_keys = {};
   AttentionDropout dropout = {};
 
   void validate() const;  // also: D, Dv at most kMaxHead
-  Cost cost() const;
+  Cost cost() const;      // without first_keys: what it hides depends on the data
   std::array<Tensor, 2> outputs() const { return {o, lse}; }
   std::size_t workspace(Device target) const;
   static constexpr Index kMaxHead = 256;
@@ -53,6 +57,7 @@ struct AttentionBackward {
   float scale = 1;
   AttentionMask mask = AttentionMask::causal;
   Index query_offset = 0;
+  Tensor first_keys = {};
   AttentionDropout dropout = {};
 
   void validate() const;

@@ -28,7 +28,7 @@ void forward_tile(const AttentionForward& op, Index sample, Index head, Index fi
   alignas(64) float out[kQueryBlock * AttentionForward::kMaxHead];
   std::fill(out, out + queries * value_size, 0.0f);
   const Index all_keys = cpu::keys_seen(op, first + queries - 1);
-  for (Index key = 0; key < all_keys; key += kKeyBlock) {
+  for (Index key = cpu::first_key(op, sample, first) / kKeyBlock * kKeyBlock; key < all_keys; key += kKeyBlock) {
     const Index keys = std::min(kKeyBlock, all_keys - key);
     const HeadRows<float> k = cpu::load_block(k_rows, key, keys, size, k_buffer.data);
     const HeadRows<float> v = cpu::load_block(v_rows, key, keys, value_size, v_buffer.data);
@@ -36,15 +36,17 @@ void forward_tile(const AttentionForward& op, Index sample, Index head, Index fi
     for (Index i = 0; i < queries; ++i) {
       float* const s = scores + i * kKeyBlock;
       const Index seen = std::clamp<Index>(cpu::keys_seen(op, first + i) - key, 0, keys);
+      const Index from = std::clamp<Index>(cpu::first_key(op, sample, first + i) - key, 0, seen);
+      std::fill(s, s + from, 0.0f);
       std::fill(s + seen, s + keys, 0.0f);
-      if (seen == 0) continue;
+      if (seen == from) continue;
       float block_most = kMinusInfinity, block_total = 0;
 #pragma omp simd reduction(max : block_most)
-      for (Index j = 0; j < seen; ++j) block_most = s[j] > block_most ? s[j] : block_most;
+      for (Index j = from; j < seen; ++j) block_most = s[j] > block_most ? s[j] : block_most;
       const float before = most[i], now = std::max(before, block_most);
       const float shift = now == kMinusInfinity ? 0.0f : now;
 #pragma omp simd reduction(+ : block_total)
-      for (Index j = 0; j < seen; ++j) {
+      for (Index j = from; j < seen; ++j) {
         s[j] = cpu::fast_exp(s[j] - shift);
         block_total += s[j];
       }
@@ -61,7 +63,7 @@ void forward_tile(const AttentionForward& op, Index sample, Index head, Index fi
         float factors[kKeyBlock];
         cpu::dropout_factors(op.dropout, op.dropout.sample_ids.as<std::int64_t>()[sample], head,
                              first + i + op.query_offset, key, seen, factors);
-        for (Index j = 0; j < seen; ++j) s[j] *= factors[j];
+        for (Index j = from; j < seen; ++j) s[j] *= factors[j];
       }
     }
     cpu::sgemm(false, false, queries, value_size, keys, 1, scores, kKeyBlock, v.data, v.stride, 1, out, value_size);

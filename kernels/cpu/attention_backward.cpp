@@ -48,7 +48,7 @@ void backward_head(const AttentionBackward& op, Index sample, Index head, const 
     for (Index first = 0; first < all_queries; first += kQueryBlock) {
       const Index queries = std::min(kQueryBlock, all_queries - first);
       const Index keys = std::min(key_count, cpu::keys_seen(op, first + queries - 1) - key);
-      if (keys <= 0) continue;
+      if (keys <= 0 || cpu::first_key(op, sample, first) >= key + keys) continue;
       const HeadRows<float> q = cpu::load_block(q_rows, first, queries, size, q_buffer.data);
       const HeadRows<float> dout = cpu::load_block(dout_rows, first, queries, value_size, dout_buffer.data);
       cpu::sgemm(false, true, queries, keys, size, op.scale, q.data, q.stride, k.data, k.stride, 0, p, kKeyBlock);
@@ -57,27 +57,30 @@ void backward_head(const AttentionBackward& op, Index sample, Index head, const 
         float* const p_row = p + i * kKeyBlock;
         float* const ds_row = ds + i * kKeyBlock;
         const Index seen = std::clamp<Index>(cpu::keys_seen(op, first + i) - key, 0, keys);
+        const Index from = std::clamp<Index>(cpu::first_key(op, sample, first + i) - key, 0, seen);
         const float row_lse = lse[first + i], delta = sums.delta[first + i];
         if (op.dropout.p > 0) {
           float factors[kKeyBlock];
           cpu::dropout_factors(op.dropout, op.dropout.sample_ids.as<std::int64_t>()[sample], head,
                                first + i + op.query_offset, key, seen, factors);
 #pragma omp simd
-          for (Index j = 0; j < seen; ++j) {
+          for (Index j = from; j < seen; ++j) {
             const float probability = cpu::fast_exp(p_row[j] - row_lse);
             ds_row[j] = probability * (factors[j] * ds_row[j] - delta);
             p_row[j] = probability * factors[j];
           }
         } else {
 #pragma omp simd
-          for (Index j = 0; j < seen; ++j) {
+          for (Index j = from; j < seen; ++j) {
             const float probability = cpu::fast_exp(p_row[j] - row_lse);
             ds_row[j] = probability * (ds_row[j] - delta);
             p_row[j] = probability;
           }
         }
-        std::fill(p_row + seen, p_row + keys, 0.0f);
-        std::fill(ds_row + seen, ds_row + keys, 0.0f);
+        for (float* const row : {p_row, ds_row}) {
+          std::fill(row, row + from, 0.0f);
+          std::fill(row + seen, row + keys, 0.0f);
+        }
       }
       cpu::sgemm(true, false, keys, value_size, queries, 1, p, kKeyBlock, dout.data, dout.stride, 1, sums.dv.row(key),
                  sums.dv.stride);

@@ -43,6 +43,12 @@ Index keys_seen(const Op& op, Index i) {
   return op.mask == AttentionMask::full ? keys : std::clamp<Index>(i + op.query_offset + 1, 0, keys);
 }
 
+// The first key that query i sees.
+template <class Op>
+Index first_key(const Op& op, Index sample, Index i) {
+  return op.first_keys.defined() ? op.first_keys.template as<std::int32_t>()[sample * op.q.dim(1) + i] : 0;
+}
+
 // factors[j] = 0 or 1 / (1 - p) for keys first .. first + n - 1; `first` is a multiple of 4, n at most
 // kKeyBlock.
 inline void dropout_factors(const AttentionDropout& dropout, std::int64_t sample, Index head, Index query, Index first,

@@ -24,6 +24,7 @@ const char* why_not_cudnn(const Op& op, bool deterministic, const CudnnFacts& fa
   const Index size = op.q.dim(3), value_size = op.v.dim(3), queries = op.q.dim(1), keys = op.k.dim(1);
   if (op.q.dtype != DType::bf16) return "its tensors are not bf16";
   if (op.dropout.p > 0) return "it has dropout";
+  if (op.first_keys.defined()) return "its queries start at keys of their own";
   if (facts.version < 90600) return "cuDNN is older than 9.6";
   if (facts.version == 91000 || facts.version == 91001) return "cuDNN 9.10.0 and 9.10.1 are known to be wrong";
   if (facts.major < 8) return "the card is older than Ampere";

@@ -36,8 +36,9 @@ __device__ inline void load_rows(bf16* to, int stride, const Heads& from, Index 
 }
 
 // Whether each of the `queries` from i on sees each of the `keys` from j on.
-__device__ inline bool all_seen(const AttentionArgs& s, Index i, int queries, Index j, int keys) {
-  return i + queries <= s.queries && j + keys <= s.keys && (!s.causal || j + keys - 1 <= i + s.query_offset);
+__device__ inline bool all_seen(const AttentionArgs& s, Index b, Index i, int queries, Index j, int keys) {
+  return i + queries <= s.queries && j + keys <= s.keys && (!s.causal || j + keys - 1 <= i + s.query_offset) &&
+         j >= first_key(s, b, i + queries - 1);
 }
 
 // The four lanes that share rows of sums.
@@ -84,14 +85,14 @@ __global__ void __launch_bounds__(kThreads)
   load_rows<kTile>(q_tile, kStride, q, b, h, first, s.queries, size, wide);
   float most[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};  // of scores in powers of two; a lane's part of the sum
   float sums[W / 8][4] = {};
-  for (Index begin = 0; begin < end; begin += kTile) {
+  for (Index begin = key_begin(s, b, first, kTile); begin < end; begin += kTile) {
     __syncthreads();
     load_rows<kTile>(k_tile, kStride, k, b, kh, begin, s.keys, size, wide);
     load_rows<kTile>(v_tile, kStride, v, b, kh, begin, s.keys, value_size, wide);
     __syncthreads();
     float p[kTile / 8][4] = {};
     multiply_rows<kTile / 8, W>(p, q_tile + warp_row * kStride, k_tile, size, kStride);
-    const bool whole = all_seen(s, first, kTile, begin, kTile);
+    const bool whole = all_seen(s, b, first, kTile, begin, kTile);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const Index query = first + warp_row + sum_row(r);
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& x = p[n][2 * r + e];
-          x = whole || seen(s, query, begin + n * 8 + sum_column() + e) ? x * scale : -INFINITY;
+          x = whole || seen(s, b, query, begin + n * 8 + sum_column() + e) ? x * scale : -INFINITY;
           best = fmaxf(best, x);
         }
       best = quad_max(best);
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(kThreads)
 // powers of two.
 __device__ inline void score_gradient(const AttentionArgs& s, Index b, Index h, Index query, Index key, bool whole,
                                       float log_sum, float delta, float& p, float& dp) {
-  const float probability = whole || seen(s, query, key) ? exp2f(fmaf(p, s.scale * kLog2E, -log_sum)) : 0.0f;
+  const float probability = whole || seen(s, b, query, key) ? exp2f(fmaf(p, s.scale * kLog2E, -log_sum)) : 0.0f;
   const float keep = s.p > 0 && probability > 0 ? kept(s, b, h, query, key) : 1.0f;
   dp = probability * (keep * dp - delta);
   p = probability * keep;
@@ -168,7 +169,7 @@ __global__ void __launch_bounds__(kThreads) query_gradient_kernel(AttentionArgs 
       delta[r] = g.delta[(b * s.heads + h) * s.queries + query];
     }
   float sums[W / 8][4] = {};
-  for (Index begin = 0; begin < end; begin += kTile) {
+  for (Index begin = key_begin(s, b, first, kTile); begin < end; begin += kTile) {
     __syncthreads();
     load_rows<kTile>(k_tile, kStride, g.k, b, kh, begin, s.keys, size, wide);
     load_rows<kTile>(v_tile, kStride, g.v, b, kh, begin, s.keys, value_size, wide);
@@ -176,7 +177,7 @@ __global__ void __launch_bounds__(kThreads) query_gradient_kernel(AttentionArgs 
     float p[kTile / 8][4] = {}, ds[kTile / 8][4] = {};
     multiply_rows<kTile / 8, W>(p, q_tile + warp_row * kStride, k_tile, size, kStride);
     multiply_rows<kTile / 8, W>(ds, dout_tile + warp_row * kStride, v_tile, value_size, kStride);
-    const bool whole = all_seen(s, first, kTile, begin, kTile);
+    const bool whole = all_seen(s, b, first, kTile, begin, kTile);
 #pragma unroll
     for (int n = 0; n < kTile / 8; ++n)
 #pragma unroll
@@ -213,6 +214,7 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(AttentionArgs s,
   const Index start = s.causal ? max(Index{0}, first - s.query_offset) / kQueries * kQueries : 0;
   for (Index h = kh * group; h < (kh + 1) * group; ++h)
     for (Index begin = start; begin < s.queries; begin += kQueries) {
+      if (first_key(s, b, begin) >= first + kTile) break;  // neither these queries nor later ones see a key
       __syncthreads();
       load_rows<kQueries>(q_tile, kStride, g.q, b, h, begin, s.queries, size, wide);
       load_rows<kQueries>(dout_tile, kStride, g.dout, b, h, begin, s.queries, value_size, wide);
@@ -225,7 +227,7 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(AttentionArgs s,
       float p[kQueries / 8][4] = {}, ds[kQueries / 8][4] = {};
       multiply_rows<kQueries / 8, W>(p, k_tile + warp_row * kStride, q_tile, size, kStride);
       multiply_rows<kQueries / 8, W>(ds, v_tile + warp_row * kStride, dout_tile, value_size, kStride);
-      const bool whole = all_seen(s, begin, kQueries, first, kTile);
+      const bool whole = all_seen(s, b, begin, kQueries, first, kTile);
 #pragma unroll
       for (int n = 0; n < kQueries / 8; ++n)
 #pragma unroll

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
   float most[R], total[R], sums[R][K] = {};
 #pragma unroll
   for (int i = 0; i < R; ++i) most[i] = -INFINITY, total[i] = 0;
-  for (Index begin = 0; begin < key_end(s, first, Tile); begin += Tile) {
+  for (Index begin = key_begin(s, b, first, Tile); begin < key_end(s, first, Tile); begin += Tile) {
     __syncthreads();
     load_tile<T, Tile>(k_tile, k, b, kh, begin, s.keys, s.size);
     load_tile<T, Tile>(v_tile, v, b, kh, begin, s.keys, s.value_size);
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int j = 0; j < R; ++j) {
         const Index key = begin + x + kSide * j;
-        scores[i][j] = seen(s, query, key) ? scores[i][j] * s.scale : -INFINITY;
+        scores[i][j] = seen(s, b, query, key) ? scores[i][j] * s.scale : -INFINITY;
         best = fmaxf(best, scores[i][j]);
       }
       best = side_max(best);
@@ -149,7 +149,7 @@ __device__ inline void score_gradients(const AttentionArgs& s, const AttentionGr
 #pragma unroll
     for (int j = 0; j < R; ++j) {
       const Index key = key_begin + x + kSide * j;
-      const float probability = seen(s, query, key) ? expf(p[i][j] * s.scale - log_sum) : 0.0f;
+      const float probability = seen(s, b, query, key) ? expf(p[i][j] * s.scale - log_sum) : 0.0f;
       const float keep = probability == 0 ? 0.0f : kept(s, b, h, query, key);
       ds[i][j] = probability * (keep * ds[i][j] - delta);
       p[i][j] = probability * keep;
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads) query_gradient_kernel(AttentionArgs 
   load_tile<T, Tile>(q_tile, g.q, b, h, first, s.queries, s.size);
   load_tile<T, Tile>(dout_tile, g.dout, b, h, first, s.queries, s.value_size);
   float sums[R][K] = {};
-  for (Index begin = 0; begin < key_end(s, first, Tile); begin += Tile) {
+  for (Index begin = key_begin(s, b, first, Tile); begin < key_end(s, first, Tile); begin += Tile) {
     __syncthreads();
     load_tile<T, Tile>(k_tile, g.k, b, kh, begin, s.keys, s.size);
     load_tile<T, Tile>(v_tile, g.v, b, kh, begin, s.keys, s.value_size);
@@ -225,6 +225,7 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(AttentionArgs s,
   const Index start = s.causal ? max(Index{0}, first - s.query_offset) / Tile * Tile : 0;
   for (Index h = kh * group; h < (kh + 1) * group; ++h)
     for (Index begin = start; begin < s.queries; begin += Tile) {
+      if (first_key(s, b, begin) >= first + Tile) break;  // neither this tile of queries nor a later one sees a key
       __syncthreads();
       load_tile<T, Tile>(q_tile, g.q, b, h, begin, s.queries, s.size);
       load_tile<T, Tile>(dout_tile, g.dout, b, h, begin, s.queries, s.value_size);

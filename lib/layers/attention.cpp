@@ -31,6 +31,12 @@ Tensor by_sample(const Tensor& t, Index batch) {
   return out;
 }
 
+// (B, T) of a batch's first keys; undefined where it has none.
+Tensor first_keys(const Batch& batch) {
+  if (!batch.first_keys.defined()) return {};
+  return batch.first_keys.view({batch.batch, batch.length});
+}
+
 }  // namespace
 
 Attention::Attention(AttentionSpec spec, Norm norm, Linear qkv, Linear out)
@@ -93,6 +99,7 @@ Hidden Attention::forward(Context& context, const Batch& batch, const Hidden& x,
                                           .scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim)),
                                           .mask = AttentionMask::causal,
                                           .query_offset = offset,
+                                          .first_keys = first_keys(batch),
                                           .dropout = attention_dropout(context, batch, spec_)});
   out_.forward(context, kept->o, context.branch);
   residual_dropout(context, batch, "attention", spec_.layer, spec_.residual_dropout, context.branch, context.branch);
@@ -124,6 +131,7 @@ Tensor Attention::backward(Context& context, const Batch& batch, const Tensor& d
                                            .scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim)),
                                            .mask = AttentionMask::causal,
                                            .query_offset = 0,
+                                           .first_keys = first_keys(batch),
                                            .dropout = attention_dropout(context, batch, spec_)});
   rotate(context, batch, dqkv, true);
   const Tensor dnorm = context.scratch.allocate(kept.y.shape, kept.y.dtype);

@@ -6,14 +6,16 @@
 namespace dstrain {
 
 struct Batch {
-  Index batch = 0;        // B, samples
-  Index length = 0;       // T, positions a sample
-  Tensor tokens;          // (B * T) i32
-  Tensor targets;         // (B * T) i32, the token to predict
-  Tensor positions;       // (B * T) i32, 0 .. T-1 within the sample
-  Tensor sample_ids;      // (B) i64, global sample index
-  Tensor row_sample_ids;  // (B * T) i64, the same, one a row
-  Tensor loss_weights;    // (B * T) f32; 0 where there is nothing to predict
+  Index batch = 0;         // B, samples
+  Index length = 0;        // T, positions a sample
+  Tensor tokens;           // (B * T) i32
+  Tensor targets;          // (B * T) i32, the token to predict
+  Tensor positions;        // (B * T) i32, 0 .. T-1 within the sample
+  Tensor sample_ids;       // (B) i64, global sample index
+  Tensor row_sample_ids;   // (B * T) i64, the same, one a row
+  Tensor loss_weights;     // (B * T) f32; 0 where there is nothing to predict
+  Tensor first_keys = {};  // (B * T) i32, the first position of its sample (or of the key-value cache) that a row sees,
+                           // not falling within a sample: documents' borders, left padding. Undefined: every one
 
   Index rows() const { return batch * length; }
 };

@@ -21,7 +21,16 @@ struct AttentionCase {
   float dropout = 0;
   Index gap = 0;
   AttentionChoice choice = AttentionChoice::automatic;
+  Doubles first_keys = {};  // (samples, queries), or empty
 };
+
+// Of one sample packed with documents of these lengths.
+Doubles documents(std::initializer_list<Index> lengths) {
+  Doubles out;
+  for (const Index length : lengths)
+    out.insert(out.end(), static_cast<std::size_t>(length), static_cast<double>(out.size()));
+  return out;
+}
 
 // The op's formula in double, with the roundings that each result may suffer beside it. `weights` is the unit that
 // probabilities and score gradients are rounded to before they are multiplied: 0 where they stay f32.
@@ -32,7 +41,10 @@ class Reference {
     if (p.dropout > 0) samples_ = to_doubles(sample_ids);
   }
 
-  bool sees(Index i, Index j) const { return p_.mask == AttentionMask::full || j <= i + p_.offset; }
+  bool sees(Index b, Index i, Index j) const {
+    const bool late = !p_.first_keys.empty() && j < p_.first_keys[static_cast<std::size_t>(b * p_.queries + i)];
+    return !late && (p_.mask == AttentionMask::full || j <= i + p_.offset);
+  }
   double factor(Index b, Index h, Index i, Index j) const {
     if (p_.dropout == 0) return 1;
     const auto index = (static_cast<std::uint64_t>(h + 5) << 48) | (static_cast<std::uint64_t>(i + p_.offset) << 24) |
@@ -70,13 +82,13 @@ class Reference {
         size += std::abs(x);
       }
       out.probability[static_cast<std::size_t>(j)] = dot;
-      if (sees(i, j))
+      if (sees(b, i, j))
         most = std::max(most, dot),
         out.score_loss = std::max(out.score_loss, (static_cast<double>(p_.size) + 3) * kUnit * size);
     }
     for (Index j = 0; j < p_.keys; ++j) {
       double& s = out.probability[static_cast<std::size_t>(j)];
-      s = sees(i, j) ? std::exp(s - most) : 0.0;
+      s = sees(b, i, j) ? std::exp(s - most) : 0.0;
       sum += s;
     }
     if (sum > 0) {
@@ -186,6 +198,8 @@ void check_attention(const AttentionCase& p) {
     const Tensor dout = t.normal(of_o, p.dtype, 1, p.gap), dq = t.unset(of_q, p.dtype, p.gap),
                  dk = t.unset(of_k, p.dtype, p.gap), dv = t.unset(of_v, p.dtype, p.gap);
     const Tensor ids = p.dropout > 0 ? t.integers({p.samples}, DType::i64, 0, Index{1} << 40) : Tensor{};
+    const Tensor first_keys =
+        p.first_keys.empty() ? Tensor{} : t.values({p.samples, p.queries}, DType::i32, p.first_keys);
     const float scale = 1 / std::sqrt(static_cast<float>(p.size));
     const AttentionDropout dropout{.p = p.dropout, .key = kKey, .sample_ids = ids, .first_head = 5};
     const AttentionForward forward{.o = o,
@@ -196,6 +210,7 @@ void check_attention(const AttentionCase& p) {
                                    .scale = scale,
                                    .mask = p.mask,
                                    .query_offset = p.offset,
+                                   .first_keys = first_keys,
                                    .dropout = dropout};
     t.launch(forward);
     t.launch(AttentionBackward{.dq = dq,
@@ -210,6 +225,7 @@ void check_attention(const AttentionCase& p) {
                                .scale = scale,
                                .mask = p.mask,
                                .query_offset = p.offset,
+                               .first_keys = first_keys,
                                .dropout = dropout});
     if (!t.compare()) return;
     // Tensor cores multiply bf16: what they are given is rounded; by cuDNN, with shared keys, each head's sum too.
@@ -286,6 +302,33 @@ TEST_CASE("attention and its gradient") {
   check_attention({0, 3, 3, 2, 1, 4, 4});
   check_attention({1, 0, 3, 2, 1, 4, 4});
   check_attention({1, 3, 0, 2, 1, 4, 4, DType::f32, kFull});
+}
+
+// Packed documents, left padding, and a window of full attention; borders in, at and across the blocks of each kernel.
+TEST_CASE("attention: the first key a query sees") {
+  constexpr auto kFull = AttentionMask::full, kCausal = AttentionMask::causal;
+  const auto check_size = [](DType dtype, Index size, AttentionChoice choice) {
+    const auto one = [&](Doubles first_keys, Index samples, Index queries, Index keys, AttentionMask mask,
+                         Index offset = 0, float dropout = 0) {
+      check_attention({samples, queries, keys, 2, 1, size, size, dtype, mask, offset, dropout, 0, choice, first_keys});
+    };
+    one(documents({1, 2, 4}), 1, 7, 7, kCausal);
+    one(documents({63, 1, 65, 1}), 1, 130, 130, kCausal);
+    one(documents({200}), 1, 200, 200, kCausal);
+    one(documents({128, 70}), 1, 198, 198, kCausal, 0, 0.3f);
+    Doubles two = documents({5, 30, 35});
+    const Doubles other = documents({64, 6});
+    two.insert(two.end(), other.begin(), other.end());
+    one(two, 2, 70, 70, kCausal);
+    one(Doubles(40, 17.0), 1, 40, 40, kCausal);            // padded rows see nothing
+    one({3, 3, 0, 0, 150, 150}, 3, 2, 160, kCausal, 158);  // decoding three sequences of different padding
+    one({0, 3, 3, 9, 9, 9, 11}, 1, 7, 9, kFull);           // the last query sees no key
+  };
+  check_size(DType::f32, 8, AttentionChoice::automatic);
+  check_size(DType::bf16, 8, AttentionChoice::automatic);
+  check_size(DType::bf16, 32, AttentionChoice::native);
+  check_attention({1, 128, 128, 2, 2, 64, 64, DType::bf16, kCausal, 0, 0, 0, AttentionChoice::automatic,
+                   documents({60, 68})});  // a length that cuDNN would take
 }
 
 // Sizes that cuDNN takes.

@@ -25,11 +25,17 @@ struct AttentionArgs {
   bool causal;
   Philox key;
   const std::int64_t* samples;
+  const std::int32_t* first_keys;  // (B, queries), or null
 };
 
+// The first key that query i sees; i within its length.
+__device__ inline Index first_key(const AttentionArgs& s, Index b, Index i) {
+  return s.first_keys == nullptr ? 0 : s.first_keys[b * s.queries + i];
+}
+
 // Whether query i sees key j; both within their lengths.
-__device__ inline bool seen(const AttentionArgs& s, Index i, Index j) {
-  return i < s.queries && j < s.keys && (!s.causal || j <= i + s.query_offset);
+__device__ inline bool seen(const AttentionArgs& s, Index b, Index i, Index j) {
+  return i < s.queries && j < s.keys && (!s.causal || j <= i + s.query_offset) && j >= first_key(s, b, i);
 }
 
 // 1 / (1 - p) where the probability is kept, 0 where it is dropped.
@@ -40,6 +46,11 @@ __device__ inline float kept(const AttentionArgs& s, Index b, Index h, Index i, 
   const Bits bits = philox(s.key, static_cast<std::uint64_t>(s.samples[b]), index);
   const std::uint32_t mine = j % 4 == 0 ? bits.v[0] : j % 4 == 1 ? bits.v[1] : j % 4 == 2 ? bits.v[2] : bits.v[3];
   return uniform(mine) >= s.p ? s.keep_scale : 0.0f;
+}
+
+// The first key that a tile of queries may see, at the start of a tile of keys.
+__device__ inline Index key_begin(const AttentionArgs& s, Index b, Index query_begin, int tile) {
+  return first_key(s, b, query_begin) / tile * tile;
 }
 
 // One past the last key that a tile of queries sees.
@@ -64,7 +75,8 @@ AttentionArgs attention_args(const Op& op) {
           .keep_scale = 1.0f / (1.0f - op.dropout.p),
           .causal = op.mask == AttentionMask::causal,
           .key = op.dropout.key,
-          .samples = op.dropout.p > 0 ? op.dropout.sample_ids.template as<std::int64_t>() : nullptr};
+          .samples = op.dropout.p > 0 ? op.dropout.sample_ids.template as<std::int64_t>() : nullptr,
+          .first_keys = op.first_keys.defined() ? op.first_keys.template as<std::int32_t>() : nullptr};
 }
 
 struct AttentionGradient {
