@@ -8,11 +8,10 @@
 
 namespace dstrain::cuda {
 
-// As many as an H100's 132 multiprocessors hold at once: 1024 threads each, 512 where a thread keeps 16 columns.
+// As many as an H100's 132 multiprocessors hold at once: 512 threads each, of 16 columns.
 inline Index norm_blocks(Index rows, Index columns) {
-  const Index threads = std::clamp<Index>((columns + 255) / 256 * 32, 32, 256);  // eight columns a thread
-  const Index each = columns <= 2048 ? std::clamp<Index>(1024 / threads, 1, 16) : 2;
-  return std::min<Index>(rows, 132 * each);
+  const Index threads = std::clamp<Index>((columns + 511) / 512 * 32, 32, 256);
+  return std::min<Index>(rows, 132 * (512 / threads));
 }
 
 inline std::size_t norm_partial_bytes(Index rows, Index columns, Index outputs) {

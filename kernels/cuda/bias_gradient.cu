@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kWarps* kLanes)
   const Index begin = blockIdx.y * chunk_size, end = min(rows, begin + chunk_size);
   float sum[N] = {};
   if (first < columns) {
-#pragma unroll 4
+#pragma unroll 8
     for (Index r = begin + warp; r < end; r += kWarps) {
       const auto v = cuda::load_vec<N>(x + r * stride + first);
 #pragma unroll
@@ -47,7 +47,7 @@ void run(Cuda, Stream& stream, const BiasGradient& op) {
   if (rows > 0) {
     cuda::dispatch_float(op.dy.dtype, [&](auto zero) {
       using T = decltype(zero);
-      constexpr int N = 8 / sizeof(T);
+      constexpr int N = 16 / sizeof(T);
       const T* const x = cuda::pointer<T>(op.dy);
       const Index stride = cuda::row_stride(op.dy);
       const bool wide = cuda::aligned_rows(op.dy);
@@ -62,7 +62,7 @@ void run(Cuda, Stream& stream, const BiasGradient& op) {
       cuda::check_launch("bias_gradient");
     });
   }
-  cuda::add_chunks(stream, op.grad.as<float>(), partial, rows > 0 ? chunks.count : 0, columns, op.write);
+  cuda::add_chunks(stream, {op.grad.as<float>()}, partial, rows > 0 ? chunks.count : 0, columns, op.write);
 }
 
 }  // namespace dstrain

@@ -21,6 +21,7 @@ void execute(const Program& program, Stage& stage, ProcessGroup& pipeline, Strea
     switch (a.kind) {
       case Action::Kind::forward:
         stage.forward(stream, a.slot, at(a.micro_batch), options);
+        options.layer_due = {};  // the first forward has met all layers
         break;
       case Action::Kind::backward:
         at(a.micro_batch);

@@ -129,25 +129,57 @@ struct NormBackwardArgs {
   bool half_weight;
 };
 
+// Sums over the block of two values, as block_sum. `scratch` holds kWarps, zero where the block has no warp.
+template <int kWarps>
+__device__ inline float2 block_sums(float x, float y, float2* scratch) {
+  x = warp_sum(x);
+  y = warp_sum(y);
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = {x, y};
+  __syncthreads();
+  float2 total = {0, 0};
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) total.x += scratch[w].x, total.y += scratch[w].y;
+  return total;
+}
+
+// With K > 0 weights have the dtype T and stay in registers, as a row does. Rows go round the blocks, so that
+// neighbours are read together.
 template <bool kLayer, class T, int N, int K>
-__global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 1 ? 4 : 2) norm_backward_kernel(NormBackwardArgs a) {
-  __shared__ float scratch[2][2][32];
-  const Index begin = a.rows * blockIdx.x / gridDim.x, end = a.rows * (blockIdx.x + 1) / gridDim.x;
+__global__ void __launch_bounds__(K > 0 ? 256 : 512, 2) norm_backward_kernel(NormBackwardArgs a) {
+  constexpr int kWarps = K > 0 ? 8 : 16, kKept = K > 0 ? K : 1;
+  __shared__ float2 scratch[2][kWarps];
+  if (threadIdx.x < 2 * kWarps) scratch[threadIdx.x / kWarps][threadIdx.x % kWarps] = {0, 0};
+  __syncthreads();
   const Index step = static_cast<Index>(blockDim.x) * N, first = static_cast<Index>(threadIdx.x) * N;
   float* const dweight = a.dweight + blockIdx.x * a.columns;
   float* const dbias = kLayer ? a.dbias + blockIdx.x * a.columns : nullptr;
-  constexpr int kKept = K > 0 ? K : 1;
   float weight_sums[kKept][N] = {}, bias_sums[kKept][N] = {};
-  if constexpr (K == 0) {
+  Vec<T, N> weights[kKept];
+  if constexpr (K > 0) {
+#pragma unroll
+    for (int k = 0; k < K; ++k)
+      if (const Index c = first + k * step; c < a.columns)
+        weights[k] = load_vec<N>(static_cast<const T*>(a.weight) + c);
+  } else {
     for (Index c = first; c < a.columns; c += step)
       for (int j = 0; j < N; ++j) {
         dweight[c + j] = 0;
         if constexpr (kLayer) dbias[c + j] = 0;
       }
   }
+  const auto weights_at = [&](int k, Index c) {
+    if constexpr (K > 0) {
+      Vec<float, N> w;
+#pragma unroll
+      for (int j = 0; j < N; ++j) w.v[j] = to_float(weights[k].v[j]);
+      return w;
+    } else {
+      return load_weights<N>(a.weight, a.half_weight, c);
+    }
+  };
   const float n = static_cast<float>(a.columns);
   int turn = 0;
-  for (Index row = begin; row < end; ++row, turn ^= 1) {
+  for (Index row = blockIdx.x; row < a.rows; row += gridDim.x, turn ^= 1) {
     const T* const x = static_cast<const T*>(a.x) + row * a.x_stride;
     const T* const dy = static_cast<const T*>(a.dy) + row * a.dy_stride;
     const T* const dresidual = a.dresidual ? static_cast<const T*>(a.dresidual) + row * a.dresidual_stride : nullptr;
@@ -166,8 +198,7 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 1 ? 4 : 2) norm_backwa
       }
     }
     float total = 0, dot = 0;
-    const auto look = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, Index c, float* ws, float* bs) {
-      const auto w = load_weights<N>(a.weight, a.half_weight, c);
+    const auto look = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, const Vec<float, N>& w, float* ws, float* bs) {
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const float d = to_float(vd.v[j]), scaled = d * ((to_float(vx.v[j]) - mean) * rstd);
@@ -180,15 +211,16 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 1 ? 4 : 2) norm_backwa
     if constexpr (K > 0) {
 #pragma unroll
       for (int k = 0; k < K; ++k)
-        if (const Index c = first + k * step; c < a.columns) look(xs[k], dys[k], c, weight_sums[k], bias_sums[k]);
+        if (const Index c = first + k * step; c < a.columns)
+          look(xs[k], dys[k], weights_at(k, c), weight_sums[k], bias_sums[k]);
     } else {
       for (Index c = first; c < a.columns; c += step)
-        look(load_vec<N>(x + c), load_vec<N>(dy + c), c, dweight + c, kLayer ? dbias + c : nullptr);
+        look(load_vec<N>(x + c), load_vec<N>(dy + c), weights_at(0, c), dweight + c, kLayer ? dbias + c : nullptr);
     }
-    const float mean_gn = block_sum(dot, scratch[turn][0]) / n;
-    const float mean_g = kLayer ? block_sum(total, scratch[turn][1]) / n : 0.0f;
-    const auto write = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, const Vec<T, N>& r, Index c) {
-      const auto w = load_weights<N>(a.weight, a.half_weight, c);
+    const float2 sums = block_sums<kWarps>(dot, total, scratch[turn]);
+    const float mean_gn = sums.x / n, mean_g = kLayer ? sums.y / n : 0.0f;
+    const auto write = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, const Vec<T, N>& r, const Vec<float, N>& w,
+                           Index c) {
       Vec<T, N> out;
 #pragma unroll
       for (int j = 0; j < N; ++j) {
@@ -202,10 +234,11 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, K == 1 ? 4 : 2) norm_backwa
     if constexpr (K > 0) {
 #pragma unroll
       for (int k = 0; k < K; ++k)
-        if (const Index c = first + k * step; c < a.columns) write(xs[k], dys[k], residuals[k], c);
+        if (const Index c = first + k * step; c < a.columns) write(xs[k], dys[k], residuals[k], weights_at(k, c), c);
     } else {
       for (Index c = first; c < a.columns; c += step)
-        write(load_vec<N>(x + c), load_vec<N>(dy + c), dresidual ? load_vec<N>(dresidual + c) : Vec<T, N>{}, c);
+        write(load_vec<N>(x + c), load_vec<N>(dy + c), dresidual ? load_vec<N>(dresidual + c) : Vec<T, N>{},
+              weights_at(0, c), c);
     }
   }
   if constexpr (K > 0) {
@@ -226,12 +259,13 @@ inline int norm_threads(Index columns, int n, int k) {
 }
 
 // Calls f(vector width constant, vectors a thread constant, threads) for the row length. `wide`: all rows are aligned.
-template <class T, class F>
+// kLeast: vectors a thread at least.
+template <class T, int kLeast, class F>
 void dispatch_norm(Index columns, bool wide, F&& f) {
   using std::integral_constant;
   constexpr int N = 16 / sizeof(T);
   if (wide) {
-    if (columns <= 256 * N)
+    if (kLeast == 1 && columns <= 256 * N)
       return f(integral_constant<int, N>{}, integral_constant<int, 1>{}, norm_threads(columns, N, 1));
     if (columns <= 512 * N)
       return f(integral_constant<int, N>{}, integral_constant<int, 2>{}, norm_threads(columns, N, 2));
@@ -274,7 +308,7 @@ void norm_forward(Stream& stream, const Op& op) {
   }
   dispatch_float(op.x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    dispatch_norm<T>(columns, wide, [&](auto n, auto k, int threads) {
+    dispatch_norm<T, 1>(columns, wide, [&](auto n, auto k, int threads) {
       norm_forward_kernel<kLayer, T, n, k><<<grid(rows), threads, 0, stream_of(stream)>>>(args);
     });
   });
@@ -306,18 +340,21 @@ void norm_backward(Stream& stream, const Op& op) {
     args.dbias = partial + blocks * columns;
   }
   const bool wide = aligned_rows(op.x) && aligned_rows(op.dy) && aligned_rows(op.dx) &&
-                    aligned_optional(op.dresidual) && aligned_vector(op.weight);
+                    aligned_optional(op.dresidual) && aligned_vector(op.weight) && op.weight.dtype == op.x.dtype;
   if (rows > 0) {
     dispatch_float(op.x.dtype, [&](auto zero) {
       using T = decltype(zero);
-      dispatch_norm<T>(columns, wide, [&](auto n, auto k, int threads) {
+      dispatch_norm<T, 2>(columns, wide, [&](auto n, auto k, int threads) {
         norm_backward_kernel<kLayer, T, n, k><<<grid(blocks), threads, 0, stream_of(stream)>>>(args);
       });
     });
     check_launch(Op::name);
   }
-  add_chunks(stream, op.dweight.template as<float>(), partial, blocks, columns, op.write);
-  if constexpr (kLayer) add_chunks(stream, op.dbias.template as<float>(), args.dbias, blocks, columns, op.write);
+  if constexpr (kLayer)
+    add_chunks(stream, {op.dweight.template as<float>(), op.dbias.template as<float>()}, partial, blocks, columns,
+               op.write);
+  else
+    add_chunks(stream, {op.dweight.template as<float>()}, partial, blocks, columns, op.write);
 }
 
 }  // namespace dstrain::cuda
