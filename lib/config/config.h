@@ -124,6 +124,10 @@ struct CheckpointConfig {
   std::int64_t keep = 3;
 };
 
+struct ObserveConfig {
+  bool tensorboard = false;
+};
+
 struct Config {
   RunConfig run;
   ModelConfig model;
@@ -139,6 +143,7 @@ struct Config {
   CheckpointConfig checkpoint;
   DebugConfig debug;
   ProfileConfig profile;
+  ObserveConfig observe;
 };
 
 }  // namespace dstrain

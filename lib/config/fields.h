@@ -259,6 +259,11 @@ void visit_fields(C& c, V& v) {
               .count = 2,
               .may_be_empty = true},
           c.profile.steps);
+
+  v.section("observe", "what else a run writes for people to look at");
+  v.field(
+      Key{.name = "tensorboard", .help = "write every metric to event files under tensorboard/ in the run directory"},
+      c.observe.tensorboard);
 }
 
 }  // namespace dstrain

@@ -47,28 +47,34 @@ void MetricsFile::append(const std::string& line) {
   }
 }
 
-void MetricsFile::write(const StepRecord& r) {
-  append(Json{{"step", r.step},
-              {"tokens", r.tokens},
-              {"loss", number(r.loss)},
-              {"grad_norm", number(r.grad_norm)},
-              {"lr", number(r.lr)},
-              {"seconds", number(r.seconds)},
-              {"tokens_per_second", number(r.tokens_per_second)},
-              {"mfu", number(r.mfu)},
-              {"mfu_full", number(r.mfu_full)},
-              {"loader_wait_seconds", number(r.loader_wait_seconds)},
-              {"checkpoint_stall_seconds", number(r.checkpoint_stall_seconds)},
-              {"skipped", r.skipped}}
-             .dump());
+void MetricsFile::append(std::int64_t step, const std::vector<Scalar>& values) {
+  Json line = Json::object();
+  line["step"] = step;
+  for (const Scalar& s : values) line[s.name] = s.integer ? Json(static_cast<std::int64_t>(s.value)) : number(s.value);
+  append(line.dump());
 }
 
-void MetricsFile::write(const EvalRecord& r) {
-  append(Json{{"step", r.step},
-              {"eval_loss", number(r.eval_loss)},
-              {"eval_tokens", r.eval_tokens},
-              {"eval_seconds", number(r.seconds)}}
-             .dump());
+void MetricsFile::write(const StepRecord& r) { append(r.step, scalars(r)); }
+void MetricsFile::write(const EvalRecord& r) { append(r.step, scalars(r)); }
+
+std::vector<Scalar> scalars(const StepRecord& r) {
+  return {{"tokens", static_cast<double>(r.tokens), true},
+          {"loss", r.loss},
+          {"grad_norm", r.grad_norm},
+          {"lr", r.lr},
+          {"seconds", r.seconds},
+          {"tokens_per_second", r.tokens_per_second},
+          {"mfu", r.mfu},
+          {"mfu_full", r.mfu_full},
+          {"loader_wait_seconds", r.loader_wait_seconds},
+          {"checkpoint_stall_seconds", r.checkpoint_stall_seconds},
+          {"skipped", static_cast<double>(r.skipped), true}};
+}
+
+std::vector<Scalar> scalars(const EvalRecord& r) {
+  return {{"eval_loss", r.eval_loss},
+          {"eval_tokens", static_cast<double>(r.eval_tokens), true},
+          {"eval_seconds", r.seconds}};
 }
 
 }  // namespace dstrain

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "lib/core/files.h"
 
@@ -31,6 +32,16 @@ struct EvalRecord {
   double seconds = 0;
 };
 
+// A number of a record and its key in metrics.jsonl.
+struct Scalar {
+  const char* name;
+  double value;
+  bool integer = false;  // written without a fraction
+};
+// All but the step, in the order of the line.
+std::vector<Scalar> scalars(const StepRecord& record);
+std::vector<Scalar> scalars(const EvalRecord& record);
+
 // Appends to a metrics file. A line that cannot be written is dropped and counted.
 class MetricsFile {
  public:
@@ -44,6 +55,7 @@ class MetricsFile {
 
  private:
   void append(const std::string& line);
+  void append(std::int64_t step, const std::vector<Scalar>& values);
 
   std::unique_ptr<File> file_;
   std::uint64_t end_ = 0;

@@ -1,5 +1,6 @@
 #pragma once
-// The files of a run: DIR/job.yaml (resolved), metrics.jsonl, log.txt, exit.json, tuned.txt, trace.json, checkpoints/.
+// The files of a run: DIR/job.yaml (resolved), metrics.jsonl, log.txt, exit.json, tuned.txt, trace.json, tensorboard/,
+// report.html, checkpoints/.
 // All names are made here.
 
 #include <string>
@@ -23,6 +24,8 @@ class RunDirectory {
   std::string trace(int rank) const {
     return rank == 0 ? path_ + "/trace.json" : format("{}/trace-{}.json", path_, rank);
   }
+  std::string report() const { return path_ + "/report.html"; }
+  std::string tensorboard() const { return path_ + "/tensorboard"; }  // a directory of event files
   std::string checkpoints() const { return path_ + "/checkpoints"; }
 
   // Creates the directory, removes an old exit.json. Throws FileError{write}.

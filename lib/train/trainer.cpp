@@ -89,7 +89,12 @@ void Trainer::start() {
   loader_ = std::make_unique<Loader>(
       *sources_, *sampler_, data_plan(config_, engine_->coordinates(), -1, device == Device::cuda),
       loader_groups_.replica->size() > 1 ? loader_groups_.replica.get() : nullptr, clock_);
-  if (first_rank_) metrics_ = std::make_unique<MetricsFile>(files_, directory_.metrics(), state_.step);
+  everyone.together([&] {
+    if (!first_rank_) return;
+    metrics_ = std::make_unique<MetricsFile>(files_, directory_.metrics(), state_.step);
+    if (config_.observe.tensorboard)
+      tensorboard_ = std::make_unique<TensorBoardFile>(files_, clock_, directory_.tensorboard(), state_.step);
+  });
 
   // Rates and costs of all ranks together.
   flops_ = everyone.sum(plan.step.total().flops);
@@ -243,6 +248,7 @@ void Trainer::settle(std::size_t left) {
     const StepRecord record = record_of_oldest();
     if (!first_rank_) continue;
     metrics_->write(record);
+    if (tensorboard_) tensorboard_->write(record);
     progress_->step(record);
   }
 }
@@ -287,6 +293,7 @@ void Trainer::evaluate() {
   const EvalRecord record = evaluator_->run(state_.step);
   if (!first_rank_) return;
   metrics_->write(record);
+  if (tensorboard_) tensorboard_->write(record);
   const std::string line = format("step {}  eval loss {:.4f} over {} tokens, {}", record.step, record.eval_loss,
                                   record.eval_tokens, human_seconds(record.seconds));
   progress_->message(line);
@@ -330,6 +337,8 @@ void Trainer::finish() {
   report_saves(checkpointer_->finish(), true);
   if (first_rank_ && metrics_->dropped() > 0)
     log_->warn(format("{} lines of {} could not be written", metrics_->dropped(), directory_.metrics()));
+  if (tensorboard_ && tensorboard_->dropped() > 0)
+    log_->warn(format("{} events of {} could not be written", tensorboard_->dropped(), tensorboard_->path()));
 }
 
 }  // namespace dstrain

@@ -11,6 +11,7 @@
 #include "lib/core/files.h"
 #include "lib/observe/log.h"
 #include "lib/observe/progress.h"
+#include "lib/observe/tensorboard.h"
 #include "lib/train/checkpointer.h"
 #include "lib/train/evaluate.h"
 #include "lib/train/machine.h"
@@ -74,6 +75,7 @@ class Trainer {
   std::unique_ptr<Evaluator> evaluator_;
   std::unique_ptr<Checkpointer> checkpointer_;
   std::unique_ptr<MetricsFile> metrics_;
+  std::unique_ptr<TensorBoardFile> tensorboard_;
   std::unique_ptr<Progress> progress_;
   std::unique_ptr<StepTrace> trace_;
 
