@@ -18,6 +18,7 @@ RunCommand add_data(CLI::App& command);
 RunCommand add_config(CLI::App& command);
 RunCommand add_checkpoint(CLI::App& command);
 RunCommand add_parity(CLI::App& command);
+RunCommand add_report(CLI::App& command);
 RunCommand add_schedule(CLI::App& command);
 RunCommand add_bench(CLI::App& command);
 RunCommand add_doctor(CLI::App& command);

@@ -28,6 +28,7 @@ constexpr Command kCommands[] = {
     {"config", "Print a resolved job, explain its keys, write its JSON Schema", add_config},
     {"checkpoint", "List, verify and compare checkpoints", add_checkpoint},
     {"parity", "Compare forward, backward and optimizer steps with reference results", add_parity},
+    {"report", "One HTML page with the plots of a run, or of several, to open in a browser", add_report},
     {"schedule", "Draw a pipeline schedule, its bubble and its live activations", add_schedule},
     {"bench", "Measure ops and training steps against their ceilings", add_bench},
     {"doctor", "What this machine and build can do, and what is missing", add_doctor},

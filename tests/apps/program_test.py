@@ -344,8 +344,9 @@ def test_doctor_and_schedule(d):
     json.loads(run("config", "schema"))
 
 
-def main():
-    tests = {name[5:]: f for name, f in globals().items() if name.startswith("test_")}
+def main(functions):
+    """Runs the tests among a module's globals, those named on the command line or all. Returns the exit code."""
+    tests = {name[5:]: f for name, f in functions.items() if name.startswith("test_")}
     names = sys.argv[3:] or list(tests)
     failed = 0
     for name in names:
@@ -361,4 +362,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(globals()))

@@ -1,0 +1,110 @@
+// dstrain report RUN...: one HTML page with the runs' plots, jobs and plans.
+
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "apps/commands.h"
+#include "apps/plan_text.h"
+#include "lib/config/resolve.h"
+#include "lib/core/clock.h"
+#include "lib/core/files.h"
+#include "lib/observe/report.h"
+#include "lib/train/machine.h"
+#include "lib/train/run_directory.h"
+
+namespace dstrain {
+
+namespace {
+
+struct ReportOptions {
+  std::vector<std::string> runs;
+  std::string out;
+  bool follow = false;
+  int every = 5;  // seconds
+};
+
+// How the run ended: the text of exit.json, checked. Empty while there is none.
+std::string how_it_ended(const Files& files, const RunDirectory& directory) {
+  if (!files.exists(directory.exit())) return "";
+  const nlohmann::json json = nlohmann::json::parse(read_file(files, directory.exit()), nullptr, false);
+  require(json.is_object() && json.contains("code") && json["code"].is_number_integer() && json.contains("reason") &&
+              json["reason"].is_string(),
+          ExitCode::data, "{}: not {{code, reason, step}}", directory.exit());
+  const std::string reason = json["reason"];
+  return json["code"] == 0 ? reason : format("exit {}: {}", json["code"].get<int>(), reason);
+}
+
+// The plan of the run's own mesh.
+void add_plan(const Config& config, ReportRun& run) {
+  const Plan plan = make_plan(config, planned_device(config));
+  run.plan = plan_text(config, plan);
+  for (const RankPlan& r : plan.ranks) {
+    ReportRank rank{.label = format("stage {}, tensor {}", r.at.pipeline, r.at.tensor)};
+    for (const MemoryRow& row : r.memory)
+      rank.memory.emplace_back(row.host ? row.purpose + " (host)" : row.purpose, row.bytes);
+    run.ranks.push_back(std::move(rank));
+  }
+}
+
+ReportRun read_run(const Files& files, std::string path) {
+  while (path.size() > 1 && path.ends_with('/')) path.pop_back();
+  const RunDirectory directory(path);
+  for (const std::string& needed : {directory.job(), directory.metrics()})
+    require(files.exists(needed), ExitCode::usage, "{}: no run here: {} does not exist", path, needed);
+  ReportRun run{.path = path, .job = read_file(files, directory.job())};
+  run.metrics = read_metrics(files, directory.metrics());
+  const std::string end = how_it_ended(files, directory);
+  run.ended = !end.empty();
+
+  const Loaded loaded = load_config(files, directory.job(), {});
+  const Config config = resolve(loaded, mesh_sizes(loaded.config.parallel).ranks());
+  run.name = config.run.name == "run" ? path.substr(path.rfind('/') + 1) : config.run.name;
+  const auto loss = run.metrics.find("loss");
+  const std::int64_t step = loss == run.metrics.end() ? 0 : loss->second.steps.back();
+  run.status = format("step {} of {}, {}", step, config.training.steps, run.ended ? end : "not ended");
+  add_plan(config, run);
+  return run;
+}
+
+// Writes the page; returns whether every run has ended.
+bool write_page(const ReportOptions& o, const std::string& out) {
+  const Files& files = system_files();
+  std::vector<ReportRun> runs;
+  bool ended = true;
+  for (const std::string& path : o.runs) {
+    runs.push_back(read_run(files, path));
+    ended = ended && runs.back().ended;
+  }
+  write_file_atomically(files, out, report_page(runs, system_clock().wall(), o.follow && !ended ? o.every : 0));
+  return ended;
+}
+
+ExitCode report(const ReportOptions& o) {
+  const std::string out = o.out.empty() ? RunDirectory(o.runs.front()).report() : o.out;
+  bool ended = write_page(o, out);
+  std::printf("%s\n", out.c_str());
+  std::fflush(stdout);
+  while (o.follow && !ended) {
+    system_clock().sleep(o.every);
+    ended = write_page(o, out);
+  }
+  return ExitCode::ok;
+}
+
+}  // namespace
+
+RunCommand add_report(CLI::App& command) {
+  auto o = std::make_shared<ReportOptions>();
+  command.add_option("runs", o->runs, "Run directories; several are drawn over one another")->required();
+  command.add_option("--out", o->out, "The page; report.html in the first run directory when left out");
+  command.add_flag("--follow", o->follow,
+                   "Write the page again and again until every run has its exit.json; an open page follows by itself");
+  command.add_option("--every", o->every, "Seconds between two pages of --follow")
+      ->check(CLI::Range(1, 86400))
+      ->capture_default_str();
+  return [o] { return report(*o); };
+}
+
+}  // namespace dstrain
