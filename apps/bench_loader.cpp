@@ -15,8 +15,8 @@ ExitCode bench_loader(const JobOptions& options, int steps) {
   BenchJob job(options);
   const Config& config = job.config;
   const Groups groups = make_groups(*job.world, job.mesh, Poster::loader);
-  TokenSources sources(system_files(), paths_of(config.data.train), config.model.vocab_size);
-  const Sampler sampler(sources.tokens(), config.training.sequence_length, config.run.seed, true);
+  TokenSources sources(system_files(), config.data.train, config.model.vocab_size);
+  const Sampler sampler = sources.sampler(config.training.sequence_length, config.run.seed, true);
   Loader loader(sources, sampler, data_plan(config, job.engine->coordinates(), -1, job.device == Device::cuda),
                 groups.replica->size() > 1 ? groups.replica.get() : nullptr);
 

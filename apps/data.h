@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "apps/commands.h"
+#include "lib/core/shape.h"
 #include "lib/data/text.h"
 
 namespace dstrain {
@@ -14,6 +15,7 @@ namespace dstrain {
 RunCommand add_data_tokenizer(CLI::App& command);
 RunCommand add_data_tokenize(CLI::App& command);
 RunCommand add_data_inspect(CLI::App& command);
+RunCommand add_data_locate(CLI::App& command);
 
 // One line of output. Formatted by lib/core, so that strings need no c_str().
 template <class... A>

@@ -44,13 +44,16 @@ struct ModelConfig {
 };
 
 struct DataSource {
-  std::string path;  // a token file or a glob of them
+  std::string path;   // a token file or a glob of them
+  double weight = 0;  // share of the samples, relative to the other entries' weights; 0: not given
+  double epochs = 0;  // how often its samples may be read, at most; 0: no bound
 };
 
 struct DataConfig {
   std::string tokenizer;  // tokenizer.json; used by generate, and its hash must match the token files
   std::vector<DataSource> train;
   std::vector<DataSource> eval;
+  bool document_mask = false;  // attention and positions stop at the borders of documents
 };
 
 struct TrainingConfig {

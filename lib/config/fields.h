@@ -29,6 +29,10 @@ struct Key {
   bool may_be_empty = false;    // or no element at all
 };
 
+// The numbers of an entry of data.train or data.eval.
+inline const Key kSourceWeight{.name = "weight", .help = "share of the samples", .min = 1e-6, .max = 1e6};
+inline const Key kSourceEpochs{.name = "epochs", .help = "reads of the source", .min = 0, .max = 1e6, .open_min = true};
+
 // A key that the design names and that this version does not have, so that the message is better than "unknown".
 struct AbsentKey {
   const char* path;
@@ -38,10 +42,6 @@ inline constexpr AbsentKey kAbsentKeys[] = {
     {"optimizer.shard", "sharded optimizer state"},
     {"guard.on_spike", "a guard against loss spikes"},
     {"moe", "mixture of experts"},
-    {"data.train.weight", "weighted sources"},
-    {"data.train.epochs", "epochs of a source"},
-    {"data.eval.weight", "weighted sources"},
-    {"data.eval.epochs", "epochs of a source"},
 };
 
 template <class C, class V>
@@ -138,8 +138,16 @@ void visit_fields(C& c, V& v) {
 
   v.section("data", "tokenizer and token files; paths are relative to where dstrain starts");
   v.field(Key{.name = "tokenizer", .help = "tokenizer.json; its hash must match the token files"}, c.data.tokenizer);
-  v.field(Key{.name = "train", .help = "token files to train on: paths, globs or {path: ...}"}, c.data.train);
-  v.field(Key{.name = "eval", .help = "held-out token files: paths, globs or {path: ...}"}, c.data.eval);
+  v.field(Key{.name = "train",
+              .help = "token files to train on: paths, globs or {path, weight, epochs}; weights are shares of "
+                      "the samples, epochs is how often a source may be read"},
+          c.data.train);
+  v.field(Key{.name = "eval", .help = "held-out token files, as data.train; weights need eval.samples"}, c.data.eval);
+  v.field(Key{.name = "document_mask",
+              .help = "attention and positions stop at the borders of documents, and no token is predicted across one",
+              .choices = {"false"},
+              .only = "attention knows no documents in this version"},
+          c.data.document_mask);
 
   v.section("training", "length of the run and size of a step");
   v.field(Key{.name = "steps", .help = "optimizer steps", .required = true, .min = 1, .max = 1e12}, c.training.steps);

@@ -176,6 +176,16 @@ void resolve_training(const Config& c, Rules& rules) {
     rules.broken("eval.every", "there is nothing to evaluate on; data.eval names no file");
 }
 
+// Weights are given to all entries of a list or to none.
+void resolve_sources(const std::string& key, const std::vector<DataSource>& sources, Rules& rules) {
+  const auto weighted = [](const DataSource& s) { return s.weight > 0; };
+  const auto n = std::count_if(sources.begin(), sources.end(), weighted);
+  if (n == 0 || n == static_cast<std::ptrdiff_t>(sources.size())) return;
+  const auto without = std::find_if_not(sources.begin(), sources.end(), weighted);
+  rules.broken(
+      key, format("{} has no weight, and other entries have one; give all entries a weight, or none", without->path));
+}
+
 void resolve_precision(const Config& c, Rules& rules) {
   const PrecisionConfig& p = c.precision;
   if (p.master == "split" && p.compute != "bfloat16")
@@ -219,6 +229,10 @@ Config resolve(const Loaded& loaded, int ranks) {
   resolve_mesh(c, ranks, rules);
   resolve_model(c.model, c.parallel, loaded, rules);
   resolve_training(c, rules);
+  resolve_sources("data.train", c.data.train, rules);
+  resolve_sources("data.eval", c.data.eval, rules);
+  if (!c.data.eval.empty() && c.data.eval[0].weight > 0 && c.eval.samples == 0)
+    rules.broken("data.eval", "weights mix the samples of an evaluation; eval.samples must say how many they are");
   resolve_precision(c, rules);
   rules.throw_if_any();
   c.model.from.clear();

@@ -312,18 +312,20 @@ void read_value(const Key& key, const YamlNode& node, const std::string& path, s
       read_value(key, item, item_path, source.path, problems);
     } else {
       for (const auto& child : item.children) {
+        const std::string child_path = item_path + "." + shown(child.key);
         if (child.key == "path") {
-          read_value(key, child, item_path + ".path", source.path, problems);
-          continue;
+          read_value(key, child, child_path, source.path, problems);
+        } else if (child.key == "weight") {
+          read_value(kSourceWeight, child, child_path, source.weight, problems);
+        } else if (child.key == "epochs") {
+          read_value(kSourceEpochs, child, child_path, source.epochs, problems);
+        } else {
+          const std::string near = nearest(child.key, {"path", "weight", "epochs"});
+          complain(child, child_path,
+                   near.empty() ? "unknown key; path, weight and epochs are known here"
+                                : "unknown key; did you mean '" + near + "'?",
+                   problems);
         }
-        std::string message;
-        for (const auto& absent : kAbsentKeys)
-          if (absent.path == path + "." + child.key) message = format("not in this version: {}", absent.feature);
-        if (message.empty()) {
-          const std::string near = nearest(child.key, {"path"});
-          message = near.empty() ? "unknown key; the only one here is 'path'" : "unknown key; did you mean 'path'?";
-        }
-        complain(child, item_path + "." + shown(child.key), message, problems);
       }
       if (!item.find("path")) complain(item, item_path + ".path", "missing: a path or a glob of token files", problems);
     }

@@ -41,7 +41,13 @@ std::string yaml(const std::vector<double>& v) {
   return yaml_list(v, [](double x) { return yaml(x); });
 }
 std::string yaml(const std::vector<DataSource>& v) {
-  return yaml_list(v, [](const DataSource& s) { return quoted(s.path); });
+  return yaml_list(v, [](const DataSource& s) {
+    if (s.weight == 0 && s.epochs == 0) return quoted(s.path);
+    std::string out = "{path: " + quoted(s.path);
+    if (s.weight != 0) out += ", weight: " + yaml(s.weight);
+    if (s.epochs != 0) out += ", epochs: " + yaml(s.epochs);
+    return out + "}";
+  });
 }
 
 // Text that stands for "not given" and that the reader would not accept.
@@ -96,7 +102,7 @@ const char* type_text(std::uint64_t) { return "integer in [0, 184467440737095516
 const char* type_text(double) { return "number"; }
 const char* type_text(const std::string&) { return "text"; }
 const char* type_text(const std::vector<double>&) { return "list of numbers"; }
-const char* type_text(const std::vector<DataSource>&) { return "list of paths"; }
+const char* type_text(const std::vector<DataSource>&) { return "list of paths or {path, weight, epochs}"; }
 
 struct Explain {
   const std::string& wanted;
@@ -189,10 +195,12 @@ struct Schema {
   }
   static Json schema_of(const Key&, const std::vector<DataSource>&) {
     const Json path{{"type", "string"}, {"minLength", 1}};
-    const Json entry{{"type", "object"},
-                     {"properties", {{"path", path}}},
-                     {"required", Json::array({"path"})},
-                     {"additionalProperties", false}};
+    const Json entry{
+        {"type", "object"},
+        {"properties",
+         {{"path", path}, {"weight", bounded("number", kSourceWeight)}, {"epochs", bounded("number", kSourceEpochs)}}},
+        {"required", Json::array({"path"})},
+        {"additionalProperties", false}};
     return {{"type", "array"}, {"items", {{"anyOf", Json::array({path, entry})}}}};
   }
 };

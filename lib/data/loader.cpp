@@ -1,33 +1,9 @@
 #include "lib/data/loader.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace dstrain {
-
-TokenSources::TokenSources(const Files& files, const std::vector<std::string>& patterns, Index vocab_size) {
-  require(!patterns.empty(), ExitCode::data, "no token file is named");
-  for (const auto& p : patterns) {
-    sources.push_back(std::make_unique<TokenSource>(files, p));
-    const TokenFileInfo& a = info();
-    const TokenFileInfo& b = sources.back()->info();
-    require(a.tokenizer_hash == b.tokenizer_hash, ExitCode::data, "{}: made with tokenizer {}, but {} with {}", p,
-            hex(b.tokenizer_hash), patterns[0], hex(a.tokenizer_hash));
-    require(b.vocab_size <= vocab_size, ExitCode::data, "{}: its vocabulary of {} is larger than model.vocab_size: {}",
-            p, b.vocab_size, vocab_size);
-  }
-}
-
-std::vector<Index> TokenSources::tokens() const {
-  std::vector<Index> out;
-  for (const auto& s : sources) out.push_back(s->tokens());
-  return out;
-}
-
-std::string TokenSources::fingerprint() const {
-  std::string text;
-  for (const auto& s : sources) text += hex(s->fingerprint());
-  return hex(xxh3(text));
-}
 
 // ---- reader ----
 
@@ -38,13 +14,25 @@ Index padded(Index bytes) { return (bytes + 63) / 64 * 64; }
 // Of one step of one data rank.
 std::size_t step_bytes(const BatchPlan& plan, Index length) {
   const Index rows = plan.micro_batch * length;
-  const Index one = 4 * padded(rows * 4) + padded(plan.micro_batch * 8) + padded(rows * 8);
+  const Index one = (plan.document_mask ? 5 : 4) * padded(rows * 4) + padded(plan.micro_batch * 8) + padded(rows * 8);
   return static_cast<std::size_t>(one * plan.micro_batches());
 }
 
 }  // namespace
 
 std::size_t loader_bytes(const BatchPlan& plan, Index length) { return Loader::kSlots * step_bytes(plan, length); }
+
+Index predicted_tokens(TokenSources& sources, const Sampler& sampler, Index begin, Index end, bool document_mask) {
+  Index n = 0;
+  std::vector<Index> starts;
+  for (Index i = begin; i < end; ++i) {
+    const Sample s = sampler.locate(i);
+    starts.clear();
+    if (document_mask) sources[s.source].document_starts(s.begin, s.begin + s.tokens, starts);
+    n += s.tokens - 1 - static_cast<Index>(starts.size());
+  }
+  return n;
+}
 
 BatchReader::BatchReader(TokenSources& sources, const Sampler& sampler, const BatchPlan& plan)
     : sources_(sources),
@@ -77,6 +65,7 @@ void BatchReader::prepare(StepData& step, Buffer& memory) const {
     batch.sample_ids = take(DType::i64, b);
     batch.row_sample_ids = take(DType::i64, rows);
     batch.loss_weights = take(DType::f32, rows);
+    if (plan_.document_mask) batch.first_keys = take(DType::i32, rows);
     step.batches.push_back(batch);
   }
 }
@@ -95,11 +84,14 @@ void BatchReader::read(Index cursor, StepData& step, Buffer& memory) {
 void BatchReader::read_sample(Index global_sample, Index row, const Batch& batch) {
   const Index t = batch.length;
   Index held = 0;  // tokens of the sample
+  starts_.clear();
   if (plan_.end < 0 || global_sample < plan_.end) {
     const Sample s = sampler_.locate(global_sample);
     held = s.tokens;
-    sources_.sources[static_cast<std::size_t>(s.source)]->read(
-        s.begin, std::span(tokens_).first(static_cast<std::size_t>(held)));
+    TokenSource& source = sources_[s.source];
+    source.read(s.begin, std::span(tokens_).first(static_cast<std::size_t>(held)));
+    if (plan_.document_mask) source.document_starts(s.begin, s.begin + held, starts_);
+    for (Index& start : starts_) start -= s.begin;
   }
   const std::int32_t pad = sources_.info().end_of_document;
   batch.sample_ids.as<std::int64_t>()[row] = global_sample;
@@ -116,6 +108,23 @@ void BatchReader::read_sample(Index global_sample, Index row, const Batch& batch
     ids[i] = global_sample;
   }
   valid_ += held > 0 ? held - 1 : 0;
+  if (!plan_.document_mask) return;
+
+  std::int32_t* first = batch.first_keys.as<std::int32_t>() + row * t;
+  std::fill(first, first + t, 0);
+  // Padding is a document of its own.
+  if (held < t) starts_.push_back(held);
+  for (std::size_t d = 0; d < starts_.size(); ++d) {
+    const Index begin = starts_[d], end = d + 1 < starts_.size() ? std::min(t, starts_[d + 1]) : t;
+    if (begin > 0 && begin < held) {
+      weights[begin - 1] = 0;
+      --valid_;
+    }
+    for (Index i = begin; i < end; ++i) {
+      first[i] = static_cast<std::int32_t>(begin);
+      positions[i] = static_cast<std::int32_t>(i - begin);
+    }
+  }
 }
 
 // ---- loader ----
@@ -193,6 +202,8 @@ void Loader::work() {
                       format("{} other data rank(s) could not read the step at sample {}", sums[1], cursor));
       }
       if (failure) std::rethrow_exception(failure);
+      require(slots_[slot].step.valid_tokens > 0, ExitCode::data,
+              "the step at sample {} has no token to predict: its documents have one token each", cursor);
       lock.lock();
       ready_ = slot;
     }

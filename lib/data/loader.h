@@ -13,8 +13,7 @@
 #include "lib/comm/process_group.h"
 #include "lib/core/arena.h"
 #include "lib/core/clock.h"
-#include "lib/data/sampler.h"
-#include "lib/data/token_file.h"
+#include "lib/data/sources.h"
 #include "lib/layers/batch.h"
 
 namespace dstrain {
@@ -28,6 +27,9 @@ struct BatchPlan {
   int data_rank = 0;
   Index end = -1;       // samples at and past it are all padding (an evaluation's last step); -1: none
   bool pinned = false;  // page-locked memory: what a GPU copies from
+  // Positions restart at each document of a sample, first_keys is made, and the first token of a document is not
+  // predicted from the one before: the documents (or what of them falls into the sample) stand alone.
+  bool document_mask = false;
 
   Index micro_batches() const { return global_batch / data_ranks / micro_batch; }
 };
@@ -35,16 +37,8 @@ struct BatchPlan {
 // Bytes that a loader holds for its batches, of sequences of `length` tokens.
 std::size_t loader_bytes(const BatchPlan& plan, Index length);
 
-// The sources of one data list, opened.
-struct TokenSources {
-  std::vector<std::unique_ptr<TokenSource>> sources;
-
-  // Throws Error{data} when a source cannot be read, when tokenizers differ, or when ids reach past `vocab_size`.
-  TokenSources(const Files& files, const std::vector<std::string>& patterns, Index vocab_size);
-  std::vector<Index> tokens() const;  // of each source
-  const TokenFileInfo& info() const { return sources[0]->info(); }
-  std::string fingerprint() const;  // tells these tokens in this order from others
-};
+// Positions of samples begin .. end - 1 that predict a token, as BatchReader weighs them.
+Index predicted_tokens(TokenSources& sources, const Sampler& sampler, Index begin, Index end, bool document_mask);
 
 // A step's share of one data rank. Tensors are views of the loader's memory.
 struct StepData {
@@ -72,6 +66,7 @@ class BatchReader {
   const Sampler& sampler_;
   BatchPlan plan_;
   std::vector<std::int32_t> tokens_;  // (T + 1)
+  std::vector<Index> starts_;         // of documents within the source
   Index valid_ = 0;
 };
 

@@ -8,10 +8,9 @@ namespace dstrain {
 
 namespace {
 
-// Chunks of /tokens that a source keeps in memory, shared out over its files.
-constexpr std::size_t kCacheBytes = 128u << 20, kLeastCache = 2u << 20, kMostCache = 32u << 20;
 constexpr Index kMaxTokens = Index{1} << 40;
 constexpr Index kVerifyOffsets = 1 << 16;
+constexpr Index kMark = 1 << 16;  // documents between two marks
 
 bool matches(std::string_view pattern, std::string_view name) {
   // Backtracks to the last star only, so that it is quadratic at worst.
@@ -234,6 +233,46 @@ std::pair<Index, Index> TokenFile::document(Index i) {
   return {ends[0], ends[1]};
 }
 
+std::int64_t TokenFile::offset(Index document) {
+  std::int64_t value = 0;
+  offsets_.read({document}, {1}, std::as_writable_bytes(std::span(&value, 1)));
+  return value;
+}
+
+Index TokenFile::document_of(Index token) {
+  check(token >= 0 && token < tokens(), "{}: token {} of {}", path_, token, tokens());
+  if (documents() == 0) bad(format("{} tokens and no document", tokens()));
+  if (marks_.empty())
+    for (Index d = 0; d < documents(); d += kMark) marks_.push_back(offset(d));
+  const auto mark = std::upper_bound(marks_.begin(), marks_.end(), token) - marks_.begin();
+  if (mark == 0) bad(format("document_offsets[0] is {}, expected 0", marks_[0]));
+  // The last document that begins at or before the token.
+  Index low = (mark - 1) * kMark, high = std::min(documents(), low + kMark);
+  while (high - low > 1) {
+    const Index middle = low + (high - low) / 2;
+    (offset(middle) <= token ? low : high) = middle;
+  }
+  const auto [begin, end] = document(low);
+  if (token < begin || token >= end)
+    bad(format("document_offsets[{}]: {} to {}, expected around token {}; they do not rise", low, begin, end, token));
+  return low;
+}
+
+void TokenFile::document_starts(Index begin, Index end, std::vector<Index>& into) {
+  constexpr Index kRead = 64;
+  std::int64_t offsets[kRead];
+  std::int64_t previous = begin;
+  for (Index d = document_of(begin) + 1; d < documents(); d += kRead) {
+    const Index n = std::min(kRead, documents() - d);
+    offsets_.read({d}, {n}, std::as_writable_bytes(std::span(offsets).first(static_cast<std::size_t>(n))));
+    for (Index i = 0; i < n; ++i) {
+      if (offsets[i] <= previous) bad(format("document_offsets[{}] is {} after {}", d + i, offsets[i], previous));
+      if (offsets[i] >= end) return;
+      into.push_back(previous = offsets[i]);
+    }
+  }
+}
+
 void TokenFile::verify() {
   std::vector<std::int32_t> ids(static_cast<std::size_t>(std::min<Index>(kTokenBlock, tokens())));
   std::vector<std::int64_t> offsets;
@@ -273,46 +312,6 @@ std::uint64_t TokenFile::fingerprint() const {
   std::vector<std::uint64_t> words = checksums_;
   words.insert(words.end(), {static_cast<std::uint64_t>(tokens()), info_.tokenizer_hash});
   return xxh3(std::as_bytes(std::span(words)));
-}
-
-// ---- source ----
-
-TokenSource::TokenSource(const Files& files, const std::string& pattern) : first_{0} {
-  const auto paths = expand_glob(files, pattern);
-  require(!paths.empty(), ExitCode::data, "{}: no file matches", pattern);
-  const std::size_t cache = std::clamp(kCacheBytes / paths.size(), kLeastCache, kMostCache);
-  for (const auto& path : paths) {
-    files_.push_back(std::make_unique<TokenFile>(files, path, cache));
-    const TokenFileInfo& a = files_[0]->info();
-    const TokenFileInfo& b = files_.back()->info();
-    require(a.tokenizer_hash == b.tokenizer_hash && a.vocab_size == b.vocab_size, ExitCode::data,
-            "{}: made with tokenizer {}, but {} with {}", path, hex(b.tokenizer_hash), paths[0], hex(a.tokenizer_hash));
-    first_.push_back(first_.back() + files_.back()->tokens());
-  }
-}
-
-Index TokenSource::documents() const {
-  Index n = 0;
-  for (const auto& f : files_) n += f->documents();
-  return n;
-}
-
-std::uint64_t TokenSource::fingerprint() const {
-  std::vector<std::uint64_t> words;
-  for (const auto& f : files_) words.push_back(f->fingerprint());
-  return xxh3(std::as_bytes(std::span(words)));
-}
-
-void TokenSource::read(Index begin, std::span<std::int32_t> into) {
-  check(begin >= 0 && begin + static_cast<Index>(into.size()) <= tokens(), "tokens {} + {} of {}", begin, into.size(),
-        tokens());
-  while (!into.empty()) {
-    const auto i = static_cast<std::size_t>(std::upper_bound(first_.begin(), first_.end(), begin) - first_.begin() - 1);
-    const auto n = static_cast<std::size_t>(std::min(static_cast<Index>(into.size()), first_[i + 1] - begin));
-    files_[i]->read(begin - first_[i], into.first(n));
-    into = into.subspan(n);
-    begin += static_cast<Index>(n);
-  }
 }
 
 }  // namespace dstrain

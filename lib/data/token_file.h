@@ -80,6 +80,10 @@ class TokenFile {
   void read(Index begin, std::span<std::int32_t> into);
   // First token and one past the last token of a document.
   std::pair<Index, Index> document(Index i);
+  // The document that holds a token. Throws Error{data} when the offsets around it do not rise.
+  Index document_of(Index token);
+  // The first tokens of the documents that begin after `begin` and before `end`, rising.
+  void document_starts(Index begin, Index end, std::vector<Index>& into);
   // Everything: every checksum, every id, every offset and end of document.
   void verify();
   // Tells these tokens from others: a hash of what the file says of them (their number, tokenizer and checksums).
@@ -87,6 +91,7 @@ class TokenFile {
 
  private:
   void verify_block(Index block);
+  std::int64_t offset(Index document);
   [[noreturn]] void bad(const std::string& message) const;
 
   std::string path_;
@@ -95,31 +100,9 @@ class TokenFile {
   TokenFileInfo info_;
   std::vector<std::uint64_t> checksums_;
   std::vector<char> verified_;
-  std::vector<std::byte> block_;    // scratch
-  std::vector<std::byte> scratch_;  // the tokens as stored
+  std::vector<std::int64_t> marks_;  // each kMark-th document offset; made when first asked for
+  std::vector<std::byte> block_;     // scratch
+  std::vector<std::byte> scratch_;   // the tokens as stored
 };
-
-// The token files of one source, one after another, as one stream of tokens.
-class TokenSource {
- public:
-  // `pattern`: a path, or a glob with * and ? in its last part; the files are ordered by name. All must come from one
-  // tokenizer. Throws Error{data} when nothing matches.
-  TokenSource(const Files& files, const std::string& pattern);
-
-  Index tokens() const { return first_.back(); }
-  Index documents() const;
-  const TokenFileInfo& info() const { return files_[0]->info(); }
-  std::size_t files() const { return files_.size(); }
-  TokenFile& file(std::size_t i) { return *files_[i]; }
-  std::uint64_t fingerprint() const;  // of all files, in order
-  void read(Index begin, std::span<std::int32_t> into);
-
- private:
-  std::vector<std::unique_ptr<TokenFile>> files_;
-  std::vector<Index> first_;  // (files + 1)
-};
-
-// Paths that match a glob with * and ? in its last part, sorted; a pattern without them is itself.
-std::vector<std::string> expand_glob(const Files& files, const std::string& pattern);
 
 }  // namespace dstrain

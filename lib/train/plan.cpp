@@ -20,7 +20,7 @@ MeshSizes mesh_sizes(const ParallelConfig& p) {
 
 namespace {
 
-Batch dry_batch(const StepShape& plan) {
+Batch dry_batch(const StepShape& plan, bool document_mask) {
   static std::byte nothing;  // an address for tensors that nobody reads
   const auto tensor = [&](Index n, DType t) { return Tensor(&nothing, t, Device::dry, {n}); };
   const Index rows = plan.micro_batch_size * plan.length;
@@ -31,7 +31,8 @@ Batch dry_batch(const StepShape& plan) {
           .positions = tensor(rows, DType::i32),
           .sample_ids = tensor(plan.micro_batch_size, DType::i64),
           .row_sample_ids = tensor(rows, DType::i64),
-          .loss_weights = tensor(rows, DType::f32)};
+          .loss_weights = tensor(rows, DType::f32),
+          .first_keys = document_mask ? tensor(rows, DType::i32) : Tensor()};
 }
 
 }  // namespace
@@ -40,7 +41,8 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device targ
   const auto world = World::dry(rank, mesh.ranks());
   Engine engine(config, *world, mesh, Device::dry, target, 1, {});
   const StepShape batches = step_shape(config);
-  const std::vector<Batch> micro_batches(static_cast<std::size_t>(batches.micro_batches), dry_batch(batches));
+  const std::vector<Batch> micro_batches(static_cast<std::size_t>(batches.micro_batches),
+                                         dry_batch(batches, config.data.document_mask));
   RankPlan plan{
       .rank = rank,
       .at = mesh.coordinates(rank),
