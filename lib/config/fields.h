@@ -144,9 +144,7 @@ void visit_fields(C& c, V& v) {
           c.data.train);
   v.field(Key{.name = "eval", .help = "held-out token files, as data.train; weights need eval.samples"}, c.data.eval);
   v.field(Key{.name = "document_mask",
-              .help = "attention and positions stop at the borders of documents, and no token is predicted across one",
-              .choices = {"false"},
-              .only = "attention knows no documents in this version"},
+              .help = "attention and positions stop at the borders of documents, and no token is predicted across one"},
           c.data.document_mask);
 
   v.section("training", "length of the run and size of a step");

@@ -199,12 +199,12 @@ TEST_CASE("a run does not go on with other tokens", "[resume]") {
   CHECK(message(40 * kLength + 1, 1) == "");  // the same tokens again, in a file made anew
 }
 
-TEST_CASE("a run goes on with its mixture on other data ranks, and not with other weights", "[resume]") {
+TEST_CASE("a run goes on with its mixture and its mask on other data ranks, and not with other weights", "[resume]") {
   const Fixture f;
   const TinyModel& model = tiny_models()[0];
   const std::string list = format("[{{path: '{}', weight: 3}}, {{path: '{}', weight: 1, epochs: 9}}]",
                                   f.directory / "train-*.h5", f.directory / "eval-*.h5");
-  const std::vector<std::string> mixed{"data.train=" + list};
+  const std::vector<std::string> mixed{"data.train=" + list, "data.document_mask=true"};
   const std::vector<std::string> two = with(mixed, {"parallel.data=2", "lr_schedule.type=constant"});
   train_tiny(f.yaml(model, "whole"), 2, two);
   for (const int steps : {2, 5}) train_tiny(f.yaml(model, "chain"), 2, with(two, {format("training.steps={}", steps)}));
