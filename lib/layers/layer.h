@@ -37,7 +37,7 @@ struct Context {
   Write write = Write::overwrite;  // gradients: the first micro-batch of a step overwrites
   std::uint64_t seed = 0;          // of dropout
   Tensor loss_scale;               // (1) f32: 1 / valid tokens of the whole step; Mode::train
-  Tensor loss;                     // (1) f64, loss heads add to it
+  Tensor loss;                     // (1) f64, loss heads add to it; Mode::eval: or (B), one a sample
   KvCache* cache = nullptr;
 };
 

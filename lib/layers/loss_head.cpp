@@ -28,21 +28,22 @@ LossHead::LossHead(Norm norm, std::optional<Param> weight, const Param* tied, In
       valid_columns_(valid_columns) {}
 
 template <class Use>
-void LossHead::chunks(Context& context, const Batch& batch, const Tensor& y, bool gradient, Use use) const {
-  const Index rows = y.dim(0), columns = weight().shape[0], ranks = context.tensor.size();
+void LossHead::chunks(Context& context, const Batch& batch, const Tensor& y, Index first, Index last,
+                      const Tensor& loss, bool gradient, Use use) const {
+  const Index rows = last - first, columns = weight().shape[0], ranks = context.tensor.size();
   // Even chunks, in multiples of 128 rows.
   const Index most = std::max(kMinChunkRows, chunk_elements(context.stream) / columns);
   const Index count = (rows + most - 1) / most;
   const Index chunk = ((rows + count - 1) / count + kMinChunkRows - 1) / kMinChunkRows * kMinChunkRows;
-  for (Index begin = 0; begin < rows; begin += chunk) {
+  for (Index begin = first; begin < last; begin += chunk) {
     const ArenaScope scope(context.scratch);
-    const Index end = std::min(rows, begin + chunk), n = end - begin;
+    const Index end = std::min(last, begin + chunk), n = end - begin;
     const Tensor logits_chunk = context.scratch.allocate({n, columns}, y.dtype);
     logits(context, y.slice(0, begin, end), logits_chunk);
     const Tensor targets = batch.targets.slice(0, begin, end);
     const Tensor weights = batch.loss_weights.slice(0, begin, end);
     if (ranks == 1) {
-      launch(context.stream, CrossEntropy{.loss = context.loss,
+      launch(context.stream, CrossEntropy{.loss = loss,
                                           .logits = logits_chunk,
                                           .targets = targets,
                                           .weights = weights,
@@ -60,7 +61,7 @@ void LossHead::chunks(Context& context, const Batch& batch, const Tensor& y, boo
                                              .first_column = first_column_,
                                              .valid_columns = valid_columns_});
     context.tensor.all_gather(context.stream, all_stats.view({ranks * n * 3}), stats.view({n * 3}));
-    launch(context.stream, CrossEntropyFinish{.loss = context.loss,
+    launch(context.stream, CrossEntropyFinish{.loss = loss,
                                               .logits = logits_chunk,
                                               .stats = all_stats,
                                               .targets = targets,
@@ -80,7 +81,12 @@ Hidden LossHead::forward(Context& context, const Batch& batch, const Hidden& x, 
   kept->y = context.saved.allocate(x.residual.shape, x.residual.dtype);
   const ArenaScope scope(context.scratch);
   kept->norm = norm_.forward(context, x, kept->y);
-  if (context.mode == Mode::eval) chunks(context, batch, kept->y, false, [](Index, Index, const Tensor&) {});
+  if (context.mode == Mode::eval) {
+    const Index parts = context.loss.dim(0), rows = batch.rows() / parts;
+    for (Index i = 0; i < parts; ++i)
+      chunks(context, batch, kept->y, i * rows, (i + 1) * rows, context.loss.slice(0, i, i + 1), false,
+             [](Index, Index, const Tensor&) {});
+  }
   const Hidden y{kept->y};
   if (train) saved = std::move(kept);
   return y;
@@ -92,13 +98,15 @@ Tensor LossHead::backward(Context& context, const Batch& batch, const Tensor& dy
   const Param& w = weight();
   const Tensor dnorm = context.scratch.allocate(kept.y.shape, kept.y.dtype);
   Write write = context.write;
-  chunks(context, batch, kept.y, true, [&](Index begin, Index end, const Tensor& dlogits) {
-    launch(context.stream, Matmul{.c = dnorm.slice(0, begin, end), .a = dlogits, .b = w.compute});
-    launch(
-        context.stream,
-        Matmul{.c = w.gradient, .a = dlogits, .b = kept.y.slice(0, begin, end), .transpose_a = true, .write = write});
-    write = Write::accumulate;
-  });
+  chunks(
+      context, batch, kept.y, 0, kept.y.dim(0), context.loss, true, [&](Index begin, Index end, const Tensor& dlogits) {
+        launch(context.stream, Matmul{.c = dnorm.slice(0, begin, end), .a = dlogits, .b = w.compute});
+        launch(
+            context.stream,
+            Matmul{
+                .c = w.gradient, .a = dlogits, .b = kept.y.slice(0, begin, end), .transpose_a = true, .write = write});
+        write = Write::accumulate;
+      });
   if (context.tensor.size() > 1) context.tensor.all_reduce(context.stream, dnorm);
   norm_.backward(context, kept.norm, dnorm, {}, dy);
   return dy;

@@ -15,7 +15,8 @@ class LossHead final : public Layer {
   // `first_column` is the id of this rank's first row, `valid_columns` how many of its rows are no padding.
   LossHead(Norm norm, std::optional<Param> weight, const Param* tied, Index first_column, Index valid_columns);
 
-  // In Mode::eval adds sum(weight * negative log likelihood) to context.loss; in train only normalises.
+  // In Mode::eval adds sum(weight * negative log likelihood) to context.loss, sample by sample when that is (B); in
+  // train only normalises.
   Hidden forward(Context& context, const Batch& batch, const Hidden& x, std::unique_ptr<Saved>& saved) override;
   // `dy` is memory to write the result to (rows, C): a loss has no incoming gradient. Adds to context.loss.
   Tensor backward(Context& context, const Batch& batch, const Tensor& dy, Saved& saved) override;
@@ -29,9 +30,11 @@ class LossHead final : public Layer {
 
  private:
   struct Kept;
-  // Adds the loss of the rows; leaves the gradient of the logits in the chunk and hands it to `use`.
+  // Adds the loss of rows [first, last) to `loss`; leaves the gradient of the logits in the chunk and hands it to
+  // `use`.
   template <class Use>
-  void chunks(Context& context, const Batch& batch, const Tensor& y, bool gradient, Use use) const;
+  void chunks(Context& context, const Batch& batch, const Tensor& y, Index first, Index last, const Tensor& loss,
+              bool gradient, Use use) const;
 
   Norm norm_;
   std::optional<Param> weight_;

@@ -24,7 +24,11 @@ ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_byte
   const auto n = static_cast<std::size_t>(numel_);
   weights_ = Buffer("weights", device, n * size_of(format.compute));
   compute_ = Tensor(weights_.data(), format.compute, device, {numel_});
-  if (format.compute == DType::f32) {
+  training_ = format.training;
+  split_ = format.split;
+  if (!training_) {
+    if (format.compute == DType::f32) master_ = compute_;
+  } else if (format.compute == DType::f32) {
     master_ = compute_;
   } else if (format.split) {
     masters_ = Buffer("master weights, low bits", device, n * size_of(DType::u16));
@@ -33,11 +37,13 @@ ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_byte
     masters_ = Buffer("master weights", device, bytes);
     master_ = Tensor(masters_.data(), DType::f32, device, {numel_});
   }
-  gradients_ = Buffer("gradients", device, bytes);
-  optimizer_ = Buffer("optimizer", device, 2 * bytes);
-  gradient_ = Tensor(gradients_.data(), DType::f32, device, {numel_});
-  exp_avg_ = Tensor(optimizer_.data(), DType::f32, device, {numel_});
-  exp_avg_sq_ = Tensor(optimizer_.data() + bytes, DType::f32, device, {numel_});
+  if (training_) {
+    gradients_ = Buffer("gradients", device, bytes);
+    optimizer_ = Buffer("optimizer", device, 2 * bytes);
+    gradient_ = Tensor(gradients_.data(), DType::f32, device, {numel_});
+    exp_avg_ = Tensor(optimizer_.data(), DType::f32, device, {numel_});
+    exp_avg_sq_ = Tensor(optimizer_.data() + bytes, DType::f32, device, {numel_});
+  }
   Index at = 0;
   for (Param* p : params) {
     if (!p->decay && at < plain_.begin) at = plain_.begin;
@@ -45,9 +51,11 @@ ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_byte
     p->compute = part(compute_);
     if (master_.defined()) p->master = part(master_);
     if (low_.defined()) p->low = part(low_);
-    p->gradient = part(gradient_);
-    p->exp_avg = part(exp_avg_);
-    p->exp_avg_sq = part(exp_avg_sq_);
+    if (training_) {
+      p->gradient = part(gradient_);
+      p->exp_avg = part(exp_avg_);
+      p->exp_avg_sq = part(exp_avg_sq_);
+    }
     at = aligned(at + p->numel());
   }
   find_ready(model);
@@ -104,8 +112,27 @@ Tensor ParamArena::flat(Role role) const {
   return role == Role::weight ? master_ : role == Role::exp_avg ? exp_avg_ : exp_avg_sq_;
 }
 
+// As the same weights are rounded in training.
+void ParamArena::write_rounded(Stream& stream, const Tensor& to, const float* from) const {
+  const auto n = static_cast<std::size_t>(to.numel());
+  const Buffer memory("weights on their way", to.device, n * (sizeof(float) + size_of(DType::u16)));
+  const Tensor full(memory.data(), DType::f32, to.device, {to.numel()});
+  const Tensor low(memory.data() + n * sizeof(float), DType::u16, to.device, {to.numel()});
+  upload(stream, full, from);
+  if (split_)
+    launch(stream, SplitMaster{.hi = to, .low = low, .master = full});
+  else
+    launch(stream, Cast{.y = to, .x = full});
+  stream.synchronize();
+}
+
 void ParamArena::write(Stream& stream, Role role, const FlatRange& range, const float* from) const {
+  check(training_ || role == Role::weight, "optimizer state of weights that are not trained");
   const auto part = [&](const Tensor& t) { return t.slice(0, range.begin, range.end); };
+  if (!training_ && compute_.dtype != DType::f32) {
+    write_rounded(stream, part(compute_), from);
+    return;
+  }
   const bool split = role == Role::weight && low_.defined();
   const Tensor to = part(split ? gradient_ : flat(role));
   upload(stream, to, from);
@@ -117,6 +144,7 @@ void ParamArena::write(Stream& stream, Role role, const FlatRange& range, const 
 }
 
 void ParamArena::read(Stream& stream, Role role, const FlatRange& range, float* to) const {
+  check(training_, "the state of weights that are not trained");
   const auto part = [&](const Tensor& t) { return t.slice(0, range.begin, range.end); };
   const bool split = role == Role::weight && low_.defined();
   const Tensor from = part(split ? gradient_ : flat(role));

@@ -26,6 +26,7 @@ struct FlatRange {
 struct WeightFormat {
   DType compute = DType::f32;  // f32: the master itself; bf16: a copy of it, rounded
   bool split = false;          // bf16 only: the master is compute and its 16 low bits (kernels/split_master.h)
+  bool training = true;        // else compute is all there is: no master, gradients or moments
 };
 
 // The state that a checkpoint holds of every parameter, as float32.
@@ -39,7 +40,7 @@ class ParamArena {
 
   Index numel() const { return numel_; }            // with gaps
   Index parameters() const { return count_; }       // elements of owned pieces: their sum over a model copy is its size
-  const Tensor& master() const { return master_; }  // undefined when split
+  const Tensor& master() const { return master_; }  // undefined when split or not for training
   const Tensor& compute() const { return compute_; }  // the master itself unless bf16
   const Tensor& low() const { return low_; }          // (n) u16 when split
   const Tensor& gradient() const { return gradient_; }
@@ -69,7 +70,7 @@ class ParamArena {
   std::span<const Entry> entries() const { return entries_; }
   // Where a parameter's elements lie, padded rows included.
   FlatRange range_of(const Param& param) const {
-    const Index begin = (param.gradient.data - gradient_.data) / static_cast<Index>(sizeof(float));
+    const Index begin = (param.compute.data - compute_.data) / static_cast<Index>(size_of(compute_.dtype));
     return {begin, begin + param.numel()};
   }
 
@@ -78,9 +79,9 @@ class ParamArena {
   void reduce(Stream& stream, const Groups& groups, bool overlapped = false) const;
 
   // Sets elements of the state from host memory, the weights' bf16 copies too; returns when it is done. A split master
-  // passes through the gradients' memory.
+  // passes through the gradients' memory. Not for training: weights only.
   void write(Stream& stream, Role role, const FlatRange& range, const float* from) const;
-  // Gets them; between steps only.
+  // Gets them; between steps only. For training only.
   void read(Stream& stream, Role role, const FlatRange& range, float* to) const;
 
   // Bytes by purpose.
@@ -91,8 +92,10 @@ class ParamArena {
 
  private:
   void place(const std::vector<Param*>& params, Index bucket_elements);
+  void write_rounded(Stream& stream, const Tensor& to, const float* from) const;
   void find_ready(const StageModel& model);
 
+  bool training_ = true, split_ = false;
   Index numel_ = 0, count_ = 0;
   FlatRange decayed_, plain_;
   std::vector<Bucket> buckets_;

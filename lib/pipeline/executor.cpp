@@ -20,8 +20,13 @@ void execute(const Program& program, Stage& stage, ProcessGroup& pipeline, Strea
   for (const Action& a : program.ranks.at(static_cast<std::size_t>(pipeline.rank()))) {
     switch (a.kind) {
       case Action::Kind::forward:
+        if (options.sample_losses.defined()) {
+          const Index samples = micro_batches[static_cast<std::size_t>(a.micro_batch)].batch;
+          options.loss = options.sample_losses.slice(0, a.micro_batch * samples, (a.micro_batch + 1) * samples);
+        }
         stage.forward(stream, a.slot, at(a.micro_batch), options);
         options.layer_due = {};  // the first forward has met all layers
+        if (options.forward_done) options.forward_done();
         break;
       case Action::Kind::backward:
         at(a.micro_batch);

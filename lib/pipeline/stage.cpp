@@ -9,7 +9,7 @@
 namespace dstrain {
 
 Stage::Stage(StageModel model, Device device, Device target, ProcessGroup& tensor, int slots, Index max_rows,
-             DType activations, const Sizes& sizes)
+             DType activations, const Sizes& sizes, bool training)
     : model_(std::move(model)),
       device_(device),
       target_(target),
@@ -24,7 +24,7 @@ Stage::Stage(StageModel model, Device device, Device target, ProcessGroup& tenso
     slots_.push_back({.activations = Arena("activations", device, sizes.slot),
                       .batch_memory = Arena("device batches", device, sizes.batch)});
   if (!last_) send_ = boundary_.allocate({max_rows, model_.hidden}, activations_);
-  gradient_ = boundary_.allocate({max_rows, model_.hidden}, activations_);
+  if (training) gradient_ = boundary_.allocate({max_rows, model_.hidden}, activations_);
   for (const auto& layer : model_.layers) layer->prepare(constants_);
 }
 

@@ -21,8 +21,11 @@ struct PassOptions {
   Write write = Write::overwrite;  // of parameter gradients
   std::uint64_t seed = 0;          // of dropout
   Tensor loss_scale = {};          // (1) f32: 1 / valid tokens of the whole step; Mode::train
-  Tensor loss = {};                // (1) f64 on the last stage: losses are added
+  Tensor loss = {};                // (1) f64 on the last stage: losses are added; Mode::eval: or (B), one a sample
+  Tensor sample_losses = {};       // Mode::eval: (samples of all micro-batches) f64, instead of `loss`
   KvCache* cache = nullptr;        // Mode::decode
+  // Called after each forward while output() holds: what reads it goes here.
+  std::function<void()> forward_done = {};
   // CUDA: record what a pass launches the second time that it is met, and start it as a graph from then on.
   bool graphs = false;
   // Called after each layer's backward with its index in StageModel::layers: its gradients are then complete, if this
@@ -50,9 +53,9 @@ class Stage {
 
   // `slots`: micro-batches whose activations may be alive at once. `max_rows`: rows of the largest micro-batch. The
   // group is borrowed. Hidden states have the dtype `activations`. `target`, cpu or cuda: whose memory a dry stage
-  // counts.
+  // counts. `training`: else there is no backward, and no memory for its gradient.
   Stage(StageModel model, Device device, Device target, ProcessGroup& tensor, int slots, Index max_rows,
-        DType activations, const Sizes& sizes);
+        DType activations, const Sizes& sizes, bool training = true);
 
   const StageModel& model() const { return model_; }
   int slots() const { return static_cast<int>(slots_.size()); }

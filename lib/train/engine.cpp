@@ -44,8 +44,10 @@ StagePlace place_of(const Config& c, const Coordinates& at) {
           .shard = {at.tensor, static_cast<int>(c.parallel.tensor)}};
 }
 
-WeightFormat weight_format(const PrecisionConfig& p) {
-  return {.compute = p.compute == "bfloat16" ? DType::bf16 : DType::f32, .split = p.master == "split"};
+WeightFormat weight_format(const PrecisionConfig& p, EngineUse use) {
+  return {.compute = p.compute == "bfloat16" ? DType::bf16 : DType::f32,
+          .split = p.master == "split",
+          .training = use == EngineUse::training};
 }
 
 }  // namespace
@@ -59,7 +61,7 @@ ComputeSettings compute_settings(const Config& c) {
 }
 
 Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device device, Device target, int threads,
-               const EngineSizes& sizes)
+               const EngineSizes& sizes, EngineUse use)
     : config_(config),
       world_(world),
       mesh_(mesh),
@@ -72,18 +74,26 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
       groups_(make_groups(world, mesh, Poster::compute, config.model.num_key_value_heads)),
       scalars_("scalars", device, kScalarBytes),
       train_program_(train_program(config)),
-      eval_program_(job_program(config, "forward_only")) {
+      eval_program_(job_program(config, "forward_only")),
+      decode_program_(make_schedule("forward_only", static_cast<int>(config.parallel.pipeline), 1)),
+      use_(use) {
   if (device_ == Device::cuda) queue_.emplace();
   stream_ = Stream(device, target, pool_.get(), &workspace_, nullptr, queue_ ? &*queue_ : nullptr);
   stream_.set_settings(compute_settings(config_));
   const StepShape batches = step_shape(config_);
-  const int slots = std::max(slot_count(train_program_, at_.pipeline), slot_count(eval_program_, at_.pipeline));
-  const WeightFormat format = weight_format(config_.precision);
-  stage_ = std::make_unique<Stage>(build_stage(config_.model, place_of(config_, at_)), device, target, *groups_.tensor,
-                                   slots, batches.micro_batch_size * batches.length, format.compute, sizes.stage);
+  const bool training = use_ == EngineUse::training;
+  const int slots = use_ == EngineUse::generation ? slot_count(decode_program_, at_.pipeline)
+                    : training
+                        ? std::max(slot_count(train_program_, at_.pipeline), slot_count(eval_program_, at_.pipeline))
+                        : slot_count(eval_program_, at_.pipeline);
+  const WeightFormat format = weight_format(config_.precision, use_);
+  stage_ =
+      std::make_unique<Stage>(build_stage(config_.model, place_of(config_, at_)), device, target, *groups_.tensor,
+                              slots, batches.micro_batch_size * batches.length, format.compute, sizes.stage, training);
   params_ = std::make_unique<ParamArena>(stage_->model(), device, config_.parallel.bucket_bytes, format);
-  optimizer_ =
-      std::make_unique<Optimizer>(config_.optimizer, *params_, scalars_, config_.guard.on_nonfinite == "abort");
+  if (training)
+    optimizer_ =
+        std::make_unique<Optimizer>(config_.optimizer, *params_, scalars_, config_.guard.on_nonfinite == "abort");
   result_ = scalars_.allocate({3}, DType::f64);
   loss_scale_ = scalars_.allocate({1});
   ring_ = device_ == Device::cuda ? Buffer::pinned("step exchange", kRing * 256)
@@ -95,7 +105,7 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
         device_);
     stream_.set_observer(debug_.get());
   }
-  if (device_ != Device::cuda) return;
+  if (device_ != Device::cuda || !training) return;
   for (std::size_t i = 0; i < kRing; ++i) done_.emplace_back();
   check_recordable();
   if (config_.cuda.update_multiprocessors > 0 && !debug_)
@@ -144,6 +154,7 @@ void Engine::initialize(std::uint64_t seed) {
     });
     for (std::size_t i = 0; i < n; ++i) write(*params[begin + i], Role::weight, values[i]);
   }
+  if (use_ != EngineUse::training) return;
   for (const Tensor& t : {params_->gradient(), params_->exp_avg(), params_->exp_avg_sq()})
     launch(stream_, Fill{.y = t});
   optimizer_->set_updates(0);
@@ -151,6 +162,7 @@ void Engine::initialize(std::uint64_t seed) {
 
 std::string Engine::tune(const std::string& known) {
   if (device_ != Device::cuda) return "";
+  check(use_ == EngineUse::training, "an engine that does not train runs no training step");
   ComputeSettings settings = compute_settings(config_);
   settings.tuned = known;
   settings.tune = config_.cuda.tune;
@@ -196,6 +208,7 @@ void Engine::reduce_ready(std::size_t layer) {
 }
 
 void Engine::enqueue_gradients(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop) {
+  check(use_ == EngineUse::training, "a step of an engine that does not train");
   check(enqueued_ - taken_ < kRing - 1, "{} steps wait for their result to be taken", enqueued_ - taken_);
   Exchange& ring = exchange(enqueued_);
   valid_tokens_[enqueued_ % kRing] = valid_tokens;
@@ -298,6 +311,39 @@ double Engine::evaluate(std::span<const Batch> micro_batches) {
   return sum;
 }
 
+std::vector<double> Engine::evaluate_samples(std::span<const Batch> micro_batches) {
+  Index own = 0;
+  for (const Batch& b : micro_batches) own += b.batch;
+  const Index ranks = groups_.replica->size(), first = groups_.replica->rank() * own;
+  const Buffer memory("losses of samples", device_, static_cast<std::size_t>(ranks * own) * sizeof(double));
+  const Tensor all(memory.data(), DType::f64, device_, {ranks * own});
+  launch(stream_, Fill{.y = all});
+  execute(eval_program_, *stage_, *groups_.pipeline, stream_, micro_batches,
+          {.mode = Mode::eval, .sample_losses = all.slice(0, first, first + own)});
+  // Every tensor rank has computed the losses: one of them counts.
+  if (at_.tensor != 0) launch(stream_, Fill{.y = all});
+  if (ranks > 1) groups_.replica->all_reduce(stream_, all);
+  if (groups_.model->size() > 1) groups_.model->all_reduce(stream_, all);
+  std::vector<double> losses(static_cast<std::size_t>(ranks * own));
+  download(stream_, losses.data(), all);
+  stream_.synchronize();
+  return losses;
+}
+
+void Engine::decode(const Batch& batch, KvCache& cache, const Tensor& logits) {
+  const auto read = [&] {
+    if (!stage_->model().head) return;
+    Tensor last = stage_->output();  // (B * T, C) -> (B, C), every sample's last row
+    last.data += static_cast<std::size_t>((batch.length - 1) * last.stride(0)) * size_of(last.dtype);
+    last.shape = {batch.batch, last.dim(1)};
+    last.strides = {batch.length * last.stride(0), 1};
+    stage_->logits(stream_, last, logits);
+  };
+  execute(decode_program_, *stage_, *groups_.pipeline, stream_, {&batch, 1},
+          {.mode = Mode::decode, .cache = &cache, .forward_done = read});
+  stream_.synchronize();
+}
+
 std::vector<float> Engine::read(const Param& param, Role role) {
   std::vector<float> values(static_cast<std::size_t>(param.numel()));
   finish_update();
@@ -343,7 +389,8 @@ std::vector<MemoryRow> Engine::memory() const {
                               {"scalars", kScalarBytes},
                               {"communication", communication, gpu}};
   std::erase_if(rows, [](const MemoryRow& r) {
-    return r.bytes == 0 && (r.purpose == "master" || r.purpose == "device batches" || r.purpose == "constants");
+    return r.bytes == 0 && (r.purpose == "master" || r.purpose == "gradients" || r.purpose == "optimizer" ||
+                            r.purpose == "device batches" || r.purpose == "constants");
   });
   return rows;
 }

@@ -22,6 +22,13 @@
 
 namespace dstrain {
 
+// What an engine is for. Without training it holds neither gradients, moments nor master weights.
+enum class EngineUse : unsigned char {
+  training,    // everything
+  evaluation,  // evaluate and evaluate_samples
+  generation,  // decode
+};
+
 // What a dry engine found and a real one allocates.
 struct EngineSizes {
   Stage::Sizes stage;
@@ -60,11 +67,11 @@ class Engine {
   // `target`, cpu or cuda, is the device that a dry engine plans for; the same as `device` otherwise. `threads` counts
   // the pool's; ignored on Device::dry.
   Engine(const Config& config, World& world, const Mesh& mesh, Device device, Device target, int threads,
-         const EngineSizes& sizes);
+         const EngineSizes& sizes, EngineUse use = EngineUse::training);
   // While an exception unwinds, ends what peers and this rank's GPU wait for: freeing its memory would wait for that.
   ~Engine();
 
-  // Sets the weights to the values of (seed, name); optimizer state and gradients to 0.
+  // Sets the weights to the values of (seed, name); optimizer state and gradients, if there are any, to 0.
   void initialize(std::uint64_t seed);
   // CUDA: runs a micro-batch of random tokens so that the kernels can measure their alternatives; `known` are choices
   // of an earlier run. Returns all choices, as text to keep. Gradients are 0 again afterwards. Nothing elsewhere.
@@ -86,6 +93,13 @@ class Engine {
   StepResult gradients(std::span<const Batch> micro_batches, double valid_tokens, bool stop);
   // The sum of weight * negative log likelihood over the micro-batches of all data ranks.
   double evaluate(std::span<const Batch> micro_batches);
+  // The same for each sample of the step: of data rank 0's micro-batches in their order, then of data rank 1's, ... On
+  // every rank.
+  std::vector<double> evaluate_samples(std::span<const Batch> micro_batches);
+  // Passes up to micro_batch_size samples through all stages in Mode::decode; the cache is this stage's. On the last
+  // stage `logits` (B, vocabulary of a tensor rank) f32 become those of each sample's last position; elsewhere it is
+  // ignored. Collective over stages and tensor ranks. Returns when it is done; cache.length is the caller's.
+  void decode(const Batch& batch, KvCache& cache, const Tensor& logits);
   // The next update waits for `event`, which must live until then.
   void update_after(const gpu::Event& event) { update_after_ = &event; }
 
@@ -167,7 +181,8 @@ class Engine {
   std::optional<Stream> gradient_stream_;
   std::optional<gpu::Event> layer_event_, reduced_event_;
   std::function<void(std::size_t)> layer_done_;
-  Program train_program_, eval_program_;
+  Program train_program_, eval_program_, decode_program_;
+  EngineUse use_;
 };
 
 // The pipeline program of a job's training step, for all stages.

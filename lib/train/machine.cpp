@@ -36,9 +36,9 @@ std::unique_ptr<Engine> make_engine(const Config& config, World& world, const Me
 }
 
 std::unique_ptr<Engine> make_engine(const Config& config, World& world, const Mesh& mesh, Device device, int threads,
-                                    const RankPlan& plan) {
+                                    const RankPlan& plan, EngineUse use) {
   try {
-    return std::make_unique<Engine>(config, world, mesh, device, device, threads, plan.sizes);
+    return std::make_unique<Engine>(config, world, mesh, device, device, threads, plan.sizes, use);
   } catch (const Error& e) {
     if (e.code() != ExitCode::device || device != Device::cuda) throw;
     std::size_t total = 0;

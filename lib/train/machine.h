@@ -23,7 +23,7 @@ void use_device(const Config& config, World& world, Device device);
 // An engine of the planned sizes on `device`. A GPU that is too small is reported with what the plan counts.
 std::unique_ptr<Engine> make_engine(const Config& config, World& world, const Mesh& mesh, Device device, int threads);
 std::unique_ptr<Engine> make_engine(const Config& config, World& world, const Mesh& mesh, Device device, int threads,
-                                    const RankPlan& plan);
+                                    const RankPlan& plan, EngineUse use = EngineUse::training);
 
 // The vendor's dense peak of this thread's GPU in FLOP/s for the job's precision, by its name; 0 when the name is not
 // in the table or there is no GPU: then a measured matmul rate takes its place.

@@ -5,6 +5,7 @@
 
 #include "lib/pipeline/schedule.h"
 #include "lib/pipeline/simulate.h"
+#include "lib/train/decode_memory.h"
 #include "lib/train/evaluate.h"
 #include "lib/train/snapshot.h"
 
@@ -20,7 +21,7 @@ MeshSizes mesh_sizes(const ParallelConfig& p) {
 
 namespace {
 
-Batch dry_batch(const StepShape& plan, bool document_mask) {
+Batch dry_batch(const StepShape& plan) {
   static std::byte nothing;  // an address for tensors that nobody reads
   const auto tensor = [&](Index n, DType t) { return Tensor(&nothing, t, Device::dry, {n}); };
   const Index rows = plan.micro_batch_size * plan.length;
@@ -31,18 +32,16 @@ Batch dry_batch(const StepShape& plan, bool document_mask) {
           .positions = tensor(rows, DType::i32),
           .sample_ids = tensor(plan.micro_batch_size, DType::i64),
           .row_sample_ids = tensor(rows, DType::i64),
-          .loss_weights = tensor(rows, DType::f32),
-          .first_keys = document_mask ? tensor(rows, DType::i32) : Tensor()};
+          .loss_weights = tensor(rows, DType::f32)};
 }
 
 }  // namespace
 
-RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device target) {
+RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device target, EngineUse use, Index cache_length) {
   const auto world = World::dry(rank, mesh.ranks());
-  Engine engine(config, *world, mesh, Device::dry, target, 1, {});
+  Engine engine(config, *world, mesh, Device::dry, target, 1, {}, use);
   const StepShape batches = step_shape(config);
-  const std::vector<Batch> micro_batches(static_cast<std::size_t>(batches.micro_batches),
-                                         dry_batch(batches, config.data.document_mask));
+  const std::vector<Batch> micro_batches(static_cast<std::size_t>(batches.micro_batches), dry_batch(batches));
   RankPlan plan{
       .rank = rank,
       .at = mesh.coordinates(rank),
@@ -50,12 +49,28 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device targ
           config.model, batches.length,
           static_cast<int>(config.parallel.pipeline))[static_cast<std::size_t>(mesh.coordinates(rank).pipeline)],
       .parameters = engine.params().parameters()};
-  engine.count_into(&plan.step);
-  engine.train_step(micro_batches, 1, 0, false);
-  engine.count_into(nullptr);
-  engine.evaluate(micro_batches);
+  if (use == EngineUse::training) {
+    engine.count_into(&plan.step);
+    engine.train_step(micro_batches, 1, 0, false);
+    engine.count_into(nullptr);
+  }
+  std::size_t decode_bytes = 0;
+  if (use == EngineUse::generation) {
+    DecodeMemory memory(engine, batches.micro_batch_size, cache_length);
+    KvCache cache = memory.cache(batches.micro_batch_size);
+    const Tensor logits = memory.logits(batches.micro_batch_size);
+    decode_bytes = memory.bytes();
+    engine.decode(dry_batch(batches), cache, logits);
+    cache.length = cache_length - 1;
+    engine.decode(dry_batch({1, batches.micro_batch_size, 1}), cache, logits);
+  } else {
+    engine.evaluate(micro_batches);
+    if (use == EngineUse::evaluation) engine.evaluate_samples(micro_batches);
+  }
   plan.sizes = engine.used();
   plan.memory = engine.memory();
+  if (use == EngineUse::generation) plan.memory.push_back({"key-value cache", decode_bytes});
+  if (use != EngineUse::training) return plan;
   const bool host = target == Device::cuda;
   plan.memory.push_back({"batches", loader_bytes(data_plan(config, plan.at, -1, host), batches.length), host});
   plan.memory.push_back(

@@ -31,8 +31,10 @@ struct Plan {
 };
 
 MeshSizes mesh_sizes(const ParallelConfig& parallel);
-// Plans one rank of a resolved job for `target`, cpu or cuda.
-RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device target);
+// Plans one rank of a resolved job for `target`, cpu or cuda. For generation `cache_length` positions of each of a
+// micro-batch's samples are cached, and training.sequence_length is the longest prompt's.
+RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device target, EngineUse use = EngineUse::training,
+                   Index cache_length = 0);
 // Plans every rank that differs from others.
 Plan make_plan(const Config& config, Device target);
 
