@@ -1,6 +1,8 @@
 #pragma once
 // The loss on the held-out data: the same batches on all ranks, whatever their number.
 
+#include <functional>
+
 #include "lib/core/clock.h"
 #include "lib/data/loader.h"
 #include "lib/observe/metrics.h"
@@ -14,7 +16,8 @@ class Evaluator {
   Evaluator(const Config& config, const Files& files, const Clock& clock, Engine& engine);
 
   // Collective. The mean negative log likelihood over eval.samples samples (all of them when 0), in order.
-  EvalRecord run(std::int64_t step);
+  // `look` sees this data rank's micro-batches.
+  EvalRecord run(std::int64_t step, const std::function<void(const Batch&)>& look = {});
 
  private:
   const Clock& clock_;
@@ -29,10 +32,8 @@ class Evaluator {
   Index tokens_ = 0;  // predicted, over all ranks
 };
 
-// The sampler of a job's data.train. Throws Error{data} when training.steps read a source more often than its epochs.
-Sampler train_sampler(const Config& config, const TokenSources& sources);
-// A line for each source: its share of the samples, its tokens and how often training.steps read it.
-std::vector<std::string> describe_sources(const Config& config, const TokenSources& sources, const Sampler& sampler);
+// The paths of a data list.
+std::vector<std::string> paths_of(const std::vector<DataSource>& sources);
 // Throws Error{data} unless data.tokenizer, when given, is the tokenizer that made the token files `info` is of.
 void check_tokenizer(const Config& config, const Files& files, const TokenFileInfo& info, const std::string& tokens);
 // The share of a data rank in a step of the job; `end`: samples at and past it are padding, -1: none. `pinned`: for a

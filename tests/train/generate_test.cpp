@@ -1,10 +1,14 @@
-// Writing with a key-value cache is the full forward, one position at a time.
+// Writing with a key-value cache is the full forward, one position at a time, whatever else is in the batch and however
+// many ranks share the model.
 
 #include <algorithm>
-#include <numeric>
+#include <atomic>
+#include <memory>
+#include <mutex>
 
 #include "lib/core/transfer.h"
 #include "lib/layers/host_batch.h"
+#include "lib/train/generator.h"
 #include "lib/train/inference.h"
 #include "tests/support/catch.h"
 #include "tests/support/devices.h"
@@ -15,8 +19,10 @@ using namespace dstrain::test;
 
 namespace {
 
-// The most likely token after `ids`, by a forward over all of them without a cache.
-std::int32_t most_likely(Engine& engine, const std::vector<std::int32_t>& prefix) {
+using Ids = std::vector<std::int32_t>;
+
+// The most likely token after `prefix`, by a forward over all of it without a cache.
+std::int32_t most_likely(Engine& engine, const Ids& prefix) {
   const auto n = static_cast<Index>(prefix.size());
   HostBatch host(1, n);
   host.tokens = prefix;
@@ -36,49 +42,113 @@ std::int32_t most_likely(Engine& engine, const std::vector<std::int32_t>& prefix
   return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.begin() + kVocabulary) - logits.begin());
 }
 
+// What is written after each prompt on this rank's mesh; empty on ranks that do not choose. `change` alters weights.
+std::vector<Ids> write(World& world, Config config, const std::vector<Ids>& prompts, Index tokens,
+                       const SamplingOptions& options, const std::function<void(Engine&)>& change = {}) {
+  Index longest = 0;
+  for (const Ids& prompt : prompts) longest = std::max(longest, static_cast<Index>(prompt.size()));
+  config.training.sequence_length = longest;
+  const Index length = longest + tokens;
+  const Mesh mesh(mesh_sizes(config.parallel));
+  const Device device = run_device(config);
+  use_device(config, world, device);
+  const RankPlan plan = plan_rank(config, mesh, world.rank(), device, EngineUse::generation, length);
+  const auto engine = make_engine(config, world, mesh, device, 1, plan, EngineUse::generation);
+  engine->initialize(config.run.seed);
+  if (change) change(*engine);
+  const Groups groups = make_groups(world, mesh, Poster::checkpoint);
+  Generator generator(*engine, *groups.model, length);
+  std::vector<Ids> written(prompts.size());
+  generator.run(prompts, tokens, options, [&](std::size_t i, std::int32_t id) {
+    written[i].push_back(id);
+    return true;
+  });
+  // No gradient, no moment, no second copy of the weights; and what was planned was enough and no more.
+  for (const MemoryRow& row : engine->memory())
+    CHECK((row.purpose != "gradients" && row.purpose != "optimizer" && row.purpose != "master"));
+  CHECK(engine->used().stage.scratch <= plan.sizes.stage.scratch);
+  return generator.chooses() ? written : std::vector<Ids>{};
+}
+
+Config writing_job(const TinyModel& model, int tensor, int pipeline, Index prompts, const std::string& device) {
+  return tiny_job(model.yaml, 1, tensor, pipeline, prompts,
+                  {format("training.global_batch_size={}", prompts), "run.device=" + device});
+}
+
+const std::vector<Ids> kPrompts{{5, 300, 17}, {1}, {7, 7, 7, 250, 9, 30, 2}, {42, 330}};
+
 }  // namespace
 
-TEST_CASE("greedy tokens from the cache are those of full forwards", "[generate]") {
+TEST_CASE("greedy tokens from the cache are those of full forwards, on every mesh", "[generate]") {
   for (const std::string& device : test_devices())
     for (const TinyModel& model : tiny_models()) {
-      INFO(model.name << " on " << device);
-      const Config config = tiny_job(model.yaml, 1, 1, 1, 1, {"training.global_batch_size=1", "run.device=" + device});
-      const auto world = World::dry(0, 1);  // one rank needs no peers
-      const Mesh mesh{MeshSizes{}};
-      const auto owned = make_engine(config, *world, mesh, run_device(config), 1);
-      Engine& engine = *owned;
-      engine.initialize(config.run.seed);
-      std::vector<std::int32_t> ids{5, 300, 17}, written;
-      Generator(config, engine).run(ids, {.tokens = 100, .temperature = 0}, -1, [&](std::int32_t token) {
-        written.push_back(token);
-        return true;
-      });
-      // The last token is chosen when every position is filled.
-      REQUIRE(static_cast<Index>(written.size()) == kLength - 3 + 1);
-      for (const std::int32_t token : written) {
-        CHECK(token == most_likely(engine, ids));
-        ids.push_back(token);
-        if (static_cast<Index>(ids.size()) > kLength) break;
+      const Index tokens = 8;
+      const Config full =
+          tiny_job(model.yaml, 1, 1, 1, 1,
+                   {"training.global_batch_size=1", "run.device=" + device, "training.sequence_length=15"});
+      const auto alone = World::dry(0, 1);  // one rank needs no peers
+      const auto engine = make_engine(full, *alone, Mesh{MeshSizes{}}, run_device(full), 1);
+      engine->initialize(full.run.seed);
+      std::vector<Ids> expected;
+      for (const Ids& prompt : kPrompts) {
+        Ids ids = prompt;
+        for (Index i = 0; i < tokens; ++i) ids.push_back(most_likely(*engine, ids));
+        expected.emplace_back(ids.begin() + static_cast<std::ptrdiff_t>(prompt.size()), ids.end());
+      }
+      for (const auto& [tensor, pipeline] : {std::pair{1, 1}, {2, 1}, {1, 2}, {1, 3}, {2, 2}}) {
+        if (!fits(model, tensor, pipeline)) continue;
+        INFO(model.name << " on " << device << ", tensor " << tensor << ", pipeline " << pipeline);
+        const Config config = writing_job(model, tensor, pipeline, 4, device);
+        std::mutex mutex;
+        std::vector<Ids> written;
+        run_threads(tensor * pipeline, [&](World& world) {
+          const std::vector<Ids> mine = write(world, config, kPrompts, tokens, {.temperature = 0});
+          const std::lock_guard lock(mutex);
+          if (!mine.empty()) written = mine;
+        });
+        CHECK(written == expected);
       }
     }
 }
 
-TEST_CASE("logits that are not numbers end the writing with an error", "[generate]") {
-  const Config config = tiny_job(tiny_models()[0].yaml, 1, 1, 1, 1, {"training.global_batch_size=1"});
+TEST_CASE("sampled tokens depend on seed and prompt, not on the batch", "[generate]") {
+  const TinyModel& model = tiny_models()[1];
+  const SamplingOptions options{.temperature = 1.5, .top_k = 50, .top_p = 0.9, .seed = 11};
   const auto world = World::dry(0, 1);
-  const auto engine = make_engine(config, *world, Mesh{MeshSizes{}}, Device::cpu, 1);
-  engine->initialize(config.run.seed);
-  engine->stage().model().visit([&](Param& p) {
-    if (!p.decay)
-      engine->write(p, Role::weight, std::vector<float>(static_cast<std::size_t>(p.numel()), std::nanf("")));
-  });
-  const std::vector<std::int32_t> prompt{5, 300, 17};
-  for (const double temperature : {0.0, 1.0}) try {
-      Generator(config, *engine).run(prompt, {.tokens = 4, .temperature = temperature}, -1, [](std::int32_t) {
-        return true;
-      });
-      FAIL("no error");
-    } catch (const Error& e) {
-      CHECK(e.code() == ExitCode::nonfinite);
-    }
+  const std::vector<Ids> together = write(*world, writing_job(model, 1, 1, 4, "cpu"), kPrompts, 12, options);
+  for (std::size_t i = 0; i < kPrompts.size(); ++i) {
+    const std::vector<Ids> alone = write(*world, writing_job(model, 1, 1, 1, "cpu"), {kPrompts[i]}, 12, options);
+    CHECK(alone[0] == together[i]);
+  }
+  SamplingOptions other = options;
+  other.seed = 12;
+  CHECK(write(*world, writing_job(model, 1, 1, 4, "cpu"), kPrompts, 12, other) != together);
+}
+
+TEST_CASE("writing ends where positions do", "[generate]") {
+  const TinyModel& model = tiny_models()[2];  // 17 positions
+  const auto world = World::dry(0, 1);
+  const std::vector<Ids> written = write(*world, writing_job(model, 1, 1, 4, "cpu"), kPrompts, 100, {.temperature = 0});
+  // The last token is chosen when every position is taken.
+  for (std::size_t i = 0; i < kPrompts.size(); ++i) CHECK(written[i].size() == 17 - kPrompts[i].size() + 1);
+}
+
+TEST_CASE("logits that are not numbers end the writing with an error on every rank", "[generate]") {
+  const Config config = writing_job(tiny_models()[1], 2, 2, 4, "cpu");
+  for (const double temperature : {0.0, 1.0}) {
+    std::atomic<int> errors = 0;
+    run_threads(4, [&](World& world) {
+      try {
+        write(world, config, kPrompts, 4, {.temperature = temperature}, [](Engine& engine) {
+          engine.stage().model().visit([&](Param& p) {
+            if (!p.decay)
+              engine.write(p, Role::weight, std::vector<float>(static_cast<std::size_t>(p.numel()), std::nanf("")));
+          });
+        });
+      } catch (const Error& e) {
+        errors += e.code() == ExitCode::nonfinite;
+      }
+    });
+    CHECK(errors == 4);
+  }
 }
