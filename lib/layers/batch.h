@@ -10,7 +10,7 @@ struct Batch {
   Index length = 0;        // T, positions a sample
   Tensor tokens;           // (B * T) i32
   Tensor targets;          // (B * T) i32, the token to predict
-  Tensor positions;        // (B * T) i32, 0 .. T-1 within the sample
+  Tensor positions;        // (B * T) i32, 0 .. T-1 within the sample, or its document
   Tensor sample_ids;       // (B) i64, global sample index
   Tensor row_sample_ids;   // (B * T) i64, the same, one a row
   Tensor loss_weights;     // (B * T) f32; 0 where there is nothing to predict

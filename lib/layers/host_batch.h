@@ -12,6 +12,7 @@ struct HostBatch {
   std::vector<std::int32_t> tokens, targets, positions;
   std::vector<std::int64_t> sample_ids, row_sample_ids;
   std::vector<float> loss_weights;
+  std::vector<std::int32_t> first_keys;  // empty: every position sees all before it
 
   // Samples 0 .. b-1 of t positions each; tokens and targets are 0, and nothing is to be predicted.
   HostBatch(Index b, Index t) : batch(b), length(t) {
@@ -38,7 +39,8 @@ struct HostBatch {
             .positions = tensor(positions, DType::i32),
             .sample_ids = tensor(sample_ids, DType::i64),
             .row_sample_ids = tensor(row_sample_ids, DType::i64),
-            .loss_weights = tensor(loss_weights, DType::f32)};
+            .loss_weights = tensor(loss_weights, DType::f32),
+            .first_keys = first_keys.empty() ? Tensor() : tensor(first_keys, DType::i32)};
   }
 };
 

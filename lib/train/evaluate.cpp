@@ -7,10 +7,28 @@
 
 namespace dstrain {
 
-std::vector<std::string> paths_of(const std::vector<DataSource>& sources) {
-  std::vector<std::string> paths;
-  for (const DataSource& s : sources) paths.push_back(s.path);
-  return paths;
+namespace {
+
+// Of the whole run; never more than a Mixture counts.
+Index train_samples(const TrainingConfig& t) {
+  constexpr Index kMost = Index{1} << 62;
+  return t.steps > kMost / t.global_batch_size ? kMost : t.steps * t.global_batch_size;
+}
+
+// Without weights an evaluation ends with the list; a mixture has no end of its own.
+Index eval_samples(const Config& config, const Sampler& sampler) {
+  if (config.data.eval.front().weight > 0) return config.eval.samples;
+  return config.eval.samples > 0 ? std::min(config.eval.samples, sampler.samples()) : sampler.samples();
+}
+
+}  // namespace
+
+Sampler train_sampler(const Config& config, const TokenSources& sources) {
+  const TrainingConfig& t = config.training;
+  Sampler sampler = sources.sampler(t.sequence_length, config.run.seed, true);
+  sources.require_epochs(sampler, train_samples(t), 0, "data.train",
+                         format("training.steps: {} of {} samples", t.steps, t.global_batch_size));
+  return sampler;
 }
 
 void check_tokenizer(const Config& config, const Files& files, const TokenFileInfo& info, const std::string& tokens) {
@@ -20,26 +38,44 @@ void check_tokenizer(const Config& config, const Files& files, const TokenFileIn
           tokens, hex(info.tokenizer_hash), config.data.tokenizer, hex(hash));
 }
 
+std::vector<std::string> describe_sources(const Config& config, const TokenSources& sources, const Sampler& sampler) {
+  const Index samples = train_samples(config.training);
+  const auto epochs = sampler.epochs(samples);
+  std::vector<std::string> lines;
+  for (std::size_t i = 0; i < epochs.size(); ++i) {
+    const double of_source = epochs[i] * static_cast<double>(sampler.samples(static_cast<Index>(i)));
+    lines.push_back(format(
+        "{}: {} tokens, {:.2f}% of the samples, {:.3f} epochs{}", sources.entries[i].path, sources.sources[i]->tokens(),
+        100 * of_source / static_cast<double>(samples), epochs[i],
+        sources.entries[i].epochs > 0 ? format(" of at most {:.3f}", sources.entries[i].epochs) : std::string()));
+  }
+  return lines;
+}
+
 BatchPlan data_plan(const Config& config, const Coordinates& at, Index end, bool pinned) {
   return {.global_batch = config.training.global_batch_size,
           .micro_batch = config.training.micro_batch_size,
           .data_ranks = static_cast<int>(config.parallel.data),
           .data_rank = at.data,
           .end = end,
-          .pinned = pinned};
+          .pinned = pinned,
+          .document_mask = config.data.document_mask};
 }
 
 Evaluator::Evaluator(const Config& config, const Files& files, const Clock& clock, Engine& engine)
     : clock_(clock),
       engine_(engine),
-      sources_(files, paths_of(config.data.eval), config.model.vocab_size),
-      sampler_(sources_.tokens(), config.training.sequence_length, config.run.seed, false),
-      samples_(config.eval.samples > 0 ? std::min(config.eval.samples, sampler_.samples()) : sampler_.samples()),
+      sources_(files, config.data.eval, config.model.vocab_size),
+      sampler_(sources_.sampler(config.training.sequence_length, config.run.seed, false)),
+      samples_(eval_samples(config, sampler_)),
       global_batch_(config.training.global_batch_size),
       reader_(sources_, sampler_,
               data_plan(config, engine.coordinates(), samples_, engine.stream().device() == Device::cuda)) {
   check_tokenizer(config, files, sources_.info(), config.data.eval.front().path);
-  for (Index i = 0; i < samples_; ++i) tokens_ += sampler_.locate(i).tokens - 1;
+  if (config.data.eval.front().weight > 0)
+    sources_.require_epochs(sampler_, samples_, 1, "data.eval", format("eval.samples: {}", samples_));
+  tokens_ = predicted_tokens(sources_, sampler_, 0, samples_, config.data.document_mask);
+  require(tokens_ > 0, ExitCode::data, "data.eval: no token to predict in {} sample(s)", samples_);
 }
 
 EvalRecord Evaluator::run(std::int64_t step, const std::function<void(const Batch&)>& look) {

@@ -32,8 +32,10 @@ class Evaluator {
   Index tokens_ = 0;  // predicted, over all ranks
 };
 
-// The paths of a data list.
-std::vector<std::string> paths_of(const std::vector<DataSource>& sources);
+// The sampler of a job's data.train. Throws Error{data} when training.steps read a source more often than its epochs.
+Sampler train_sampler(const Config& config, const TokenSources& sources);
+// A line for each source: its share of the samples, its tokens and how often training.steps read it.
+std::vector<std::string> describe_sources(const Config& config, const TokenSources& sources, const Sampler& sampler);
 // Throws Error{data} unless data.tokenizer, when given, is the tokenizer that made the token files `info` is of.
 void check_tokenizer(const Config& config, const Files& files, const TokenFileInfo& info, const std::string& tokens);
 // The share of a data rank in a step of the job; `end`: samples at and past it are padding, -1: none. `pinned`: for a

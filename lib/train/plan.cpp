@@ -21,7 +21,7 @@ MeshSizes mesh_sizes(const ParallelConfig& p) {
 
 namespace {
 
-Batch dry_batch(const StepShape& plan) {
+Batch dry_batch(const StepShape& plan, bool document_mask) {
   static std::byte nothing;  // an address for tensors that nobody reads
   const auto tensor = [&](Index n, DType t) { return Tensor(&nothing, t, Device::dry, {n}); };
   const Index rows = plan.micro_batch_size * plan.length;
@@ -32,7 +32,8 @@ Batch dry_batch(const StepShape& plan) {
           .positions = tensor(rows, DType::i32),
           .sample_ids = tensor(plan.micro_batch_size, DType::i64),
           .row_sample_ids = tensor(rows, DType::i64),
-          .loss_weights = tensor(rows, DType::f32)};
+          .loss_weights = tensor(rows, DType::f32),
+          .first_keys = document_mask ? tensor(rows, DType::i32) : Tensor()};
 }
 
 }  // namespace
@@ -41,7 +42,8 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device targ
   const auto world = World::dry(rank, mesh.ranks());
   Engine engine(config, *world, mesh, Device::dry, target, 1, {}, use);
   const StepShape batches = step_shape(config);
-  const std::vector<Batch> micro_batches(static_cast<std::size_t>(batches.micro_batches), dry_batch(batches));
+  const std::vector<Batch> micro_batches(static_cast<std::size_t>(batches.micro_batches),
+                                         dry_batch(batches, config.data.document_mask));
   RankPlan plan{
       .rank = rank,
       .at = mesh.coordinates(rank),
@@ -60,9 +62,9 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device targ
     KvCache cache = memory.cache(batches.micro_batch_size);
     const Tensor logits = memory.logits(batches.micro_batch_size);
     decode_bytes = memory.bytes();
-    engine.decode(dry_batch(batches), cache, logits);
+    engine.decode(dry_batch(batches, true), cache, logits);
     cache.length = cache_length - 1;
-    engine.decode(dry_batch({1, batches.micro_batch_size, 1}), cache, logits);
+    engine.decode(dry_batch({1, batches.micro_batch_size, 1}, true), cache, logits);
   } else {
     engine.evaluate(micro_batches);
     if (use == EngineUse::evaluation) engine.evaluate_samples(micro_batches);

@@ -68,8 +68,8 @@ void Trainer::start() {
   peak_ = peak_flops(config_, device);
   engine_ = make_engine(config_, world_, mesh, device, pool_threads(config_, world_), plan);
   everyone.together([&] {
-    sources_ = std::make_unique<TokenSources>(files_, paths_of(config_.data.train), config_.model.vocab_size);
-    sampler_ = std::make_unique<Sampler>(sources_->tokens(), config_.training.sequence_length, config_.run.seed, true);
+    sources_ = std::make_unique<TokenSources>(files_, config_.data.train, config_.model.vocab_size);
+    sampler_ = std::make_unique<Sampler>(train_sampler(config_, *sources_));
     if (!config_.data.eval.empty() && config_.eval.every > 0)
       evaluator_ = std::make_unique<Evaluator>(config_, files_, clock_, *engine_);
     check_tokenizer(config_, files_, sources_->info(), config_.data.train.front().path);
@@ -121,7 +121,8 @@ void Trainer::restore_latest_or_initialize() {
   if (restored) {
     // The cursor counts samples of these very tokens.
     require(restored->data_hash.empty() || restored->data_hash == sources_->fingerprint(), ExitCode::data,
-            "data.train: its tokens (hash {}) are not those that the checkpoint of step {} was trained on (hash {}); a "
+            "data.train: its tokens or weights (hash {}) are not those that the checkpoint of step {} was trained on "
+            "(hash {}); a "
             "new run can start from its weights",
             sources_->fingerprint(), restored->step, restored->data_hash);
     state_ = *restored;
@@ -166,6 +167,7 @@ void Trainer::print_start(const RankPlan& plan) {
   if (!gpu && !blas.wanted.empty())
     log_->warn(
         format("BLAS runs its kernel {}, the processor allows {}: see dstrain doctor", blas.kernel, blas.wanted));
+  for (const std::string& line : describe_sources(config_, *sources_, *sampler_)) log_->info("data.train: " + line);
   progress_ =
       std::make_unique<Progress>(!quiet_, std::string(world_.kind()) != "mpi", clock_, config_.training.steps, total);
 }

@@ -130,8 +130,12 @@ TEST_CASE("each mistake in a job file has its own words and place") {
       {"data: {train: a.h5}\n", "job.yaml:4:8: data.train: expected a list of paths, found 'a.h5'"},
       {"data: {train: [3]}\n",
        "job.yaml:4:16: data.train[0]: expected text, found '3', which reads as a number; put it in quotes"},
-      {"data: {train: [{path: a, weight: 2}]}\n",
-       "job.yaml:4:26: data.train[0].weight: not in this version: weighted sources"},
+      {"data: {train: [{path: a, weight: 0}]}\n",
+       "job.yaml:4:26: data.train[0].weight: 0 is out of range; expected a number in [1e-06, 1000000]"},
+      {"data: {train: [{path: a, epochs: -1.5}]}\n",
+       "job.yaml:4:26: data.train[0].epochs: -1.5 is out of range; expected a number in (0, 1000000]"},
+      {"data: {train: [{path: a, colour: 2}]}\n",
+       "job.yaml:4:26: data.train[0].colour: unknown key; path, weight and epochs are known here"},
       {"data: {train: [{paht: a}]}\n",
        "job.yaml:4:16: data.train[0].path: missing: a path or a glob of token files\n"
        "job.yaml:4:17: data.train[0].paht: unknown key; did you mean 'path'?"},
@@ -181,13 +185,22 @@ TEST_CASE("limits of size, depth and number hold") {
 }
 
 TEST_CASE("overrides win over the file, the later over the earlier, with the file's words for mistakes") {
-  const Loaded loaded = parse_config(system_files(), "job.yaml", std::string(kBase) + "optimizer: {lr: 0.5}\n",
-                                     {"optimizer.lr=0.25", "optimizer.lr=0.125", "data.train=[a.h5, {path: b.h5}]",
-                                      "optimizer.betas=[0.5, 0.75]", "run.name=x y"});
+  const Loaded loaded = parse_config(
+      system_files(), "job.yaml", std::string(kBase) + "optimizer: {lr: 0.5}\n",
+      {"optimizer.lr=0.25", "optimizer.lr=0.125", "data.train=[a.h5, {path: b.h5, weight: 2.5, epochs: 3}]",
+       "optimizer.betas=[0.5, 0.75]", "run.name=x y"});
   CHECK(loaded.config.optimizer.lr == 0.125);
   CHECK(loaded.config.optimizer.betas == std::vector<double>{0.5, 0.75});
   REQUIRE(loaded.config.data.train.size() == 2);
+  CHECK(loaded.config.data.train[0].weight == 0);
   CHECK(loaded.config.data.train[1].path == "b.h5");
+  CHECK(loaded.config.data.train[1].weight == 2.5);
+  CHECK(loaded.config.data.train[1].epochs == 3);
+  // What is printed reads back.
+  const Loaded again = parse_config(system_files(), "job.yaml", to_yaml(loaded.config), {});
+  CHECK(again.config.data.train[0].path == "a.h5");
+  CHECK(again.config.data.train[1].weight == 2.5);
+  CHECK(again.config.data.train[1].epochs == 3);
   CHECK(loaded.config.run.name == "x y");
   CHECK(loaded.origin("optimizer.lr").text == "override 'optimizer.lr=0.125'");
   CHECK(loaded.origin("training.steps").text == "job.yaml:3:12");

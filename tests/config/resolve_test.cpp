@@ -121,6 +121,14 @@ TEST_CASE("each rule that joins keys has its own words, both places and legal ne
       {1,
        {"eval.every=5"},
        "override 'eval.every=5': eval.every: there is nothing to evaluate on; data.eval names no file"},
+      {1,
+       {"data.train=[{path: a, weight: 1}, b.h5]"},
+       "override 'data.train=[{path: a, weight: 1}, b.h5]': data.train: b.h5 has no weight, and other entries have "
+       "one; give all entries a weight, or none"},
+      {1,
+       {"data.eval=[{path: a, weight: 1}]"},
+       "override 'data.eval=[{path: a, weight: 1}]': data.eval: weights mix the samples of an evaluation; eval.samples "
+       "must say how many they are"},
   };
   for (const Case& c : cases) CHECK(report(c.ranks, c.overrides) == c.expected);
 }

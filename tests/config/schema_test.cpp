@@ -26,7 +26,7 @@ for f in files:
     validator.validate(job)
     for section, key, value in [('optimizer', 'lr', 'fast'), ('optimizer', 'wieght_decay', 1), ('training', 'steps', 0),
                                 ('model', 'type', 'gpt3'), ('parallel', 'context', 2), ('optimizer', 'betas', [0.9]),
-                                ('model', 'rms_norm_eps', 0), ('data', 'train', [{'path': 'a', 'weight': 2}])]:
+                                ('model', 'rms_norm_eps', 0), ('data', 'train', [{'path': 'a', 'weight': 0}])]:
         broken = json.loads(json.dumps(job))
         broken.setdefault(section, {})[key] = value
         assert not validator.is_valid(broken), (f, section, key)

@@ -18,7 +18,7 @@ constexpr Index kT = 16;
 // Two sources, the first of several files.
 struct Corpus {
   Temporary directory;
-  std::vector<std::string> patterns;
+  std::vector<DataSource> patterns;
   std::vector<std::vector<std::int32_t>> streams{2};
 
   Corpus() {
@@ -34,7 +34,7 @@ struct Corpus {
         streams[s].push_back(0);
       }
       REQUIRE((writer.finish().size() > 1) == (s == 0));
-      patterns.push_back(prefix + "-*.h5");
+      patterns.push_back({prefix + "-*.h5"});
     }
   }
   TokenSources open() const { return TokenSources(system_files(), patterns, 512); }
@@ -179,10 +179,131 @@ TEST_CASE("what the loader's thread meets surfaces in next(), again and again") 
 TEST_CASE("sources must fit each other and the model") {
   const Corpus corpus;
   CHECK_THROWS_WITH(TokenSources(system_files(), corpus.patterns, 499),
-                    corpus.patterns[0] + ": its vocabulary of 500 is larger than model.vocab_size: 499");
+                    corpus.patterns[0].path + ": its vocabulary of 500 is larger than model.vocab_size: 499");
   TokenWriter writer(system_files(), corpus.directory / "c", {43, 500, 0});
   writer.add(std::vector<std::int32_t>{1, 2});
   writer.finish();
-  CHECK_THROWS_AS(TokenSources(system_files(), {corpus.patterns[0], corpus.directory / "c-*.h5"}, 512), Error);
+  CHECK_THROWS_AS(TokenSources(system_files(), {corpus.patterns[0], {corpus.directory / "c-*.h5"}}, 512), Error);
   CHECK_THROWS_AS(TokenSources(system_files(), {}, 512), Error);
+}
+
+TEST_CASE("a weighted mixture is the same on any number of data ranks, from any cursor") {
+  Corpus corpus;
+  corpus.patterns[0].weight = 1;
+  corpus.patterns[1].weight = 3;
+  TokenSources sources = corpus.open();
+  const Sampler sampler = sources.sampler(kT, 3, true);
+  std::vector<Row> expected;
+  int of_second = 0;
+  for (Index i = 0; i < 64; ++i) {
+    expected.push_back(expected_row(corpus, sampler, i));
+    of_second += static_cast<int>(sampler.locate(i).source);
+  }
+  CHECK(of_second == 48);
+  for (const int ranks : {1, 2, 4})
+    for (const Index start : {0, 8, 40})
+      for (int rank = 0; rank < ranks; ++rank) {
+        BatchReader reader(sources, sampler,
+                           {.global_batch = 8, .micro_batch = 2, .data_ranks = ranks, .data_rank = rank});
+        StepData step;
+        Buffer memory;
+        reader.read(start, step, memory);
+        Index sample = start + rank * (8 / ranks);
+        for (const Row& row : rows_of(step)) CHECK(row == expected[static_cast<std::size_t>(sample++)]);
+      }
+}
+
+TEST_CASE("with a document mask documents stand alone in a sample") {
+  const Corpus corpus;
+  TokenSources sources = corpus.open();
+  const Sampler sampler = sources.sampler(kT, 3, true);
+  const Index global = 4;
+  bool border = false;
+  Index all = 0;
+  for (Index cursor = 0; cursor < sampler.samples(); cursor += global) {
+    BatchReader reader(sources, sampler, {.global_batch = global, .micro_batch = 2, .document_mask = true});
+    StepData step;
+    Buffer memory;
+    reader.read(cursor, step, memory);
+    Index sample = cursor, valid = 0;
+    for (const Batch& b : step.batches)
+      for (Index r = 0; r < b.batch; ++r, ++sample) {
+        const Sample s = sampler.locate(sample);
+        const auto& stream = corpus.streams[static_cast<std::size_t>(s.source)];
+        Index first = 0;  // of the document, or of what is left of it
+        for (Index i = 0; i < kT; ++i) {
+          const Index at = s.begin + i;
+          const auto token = [&](Index k) { return stream[static_cast<std::size_t>(k)]; };
+          // Only ends of documents are 0.
+          const bool padding = i >= s.tokens, predicts = i + 1 < s.tokens && token(at) != 0;
+          if ((i > 0 && i < s.tokens && token(at - 1) == 0) || i == s.tokens) first = i;
+          border = border || (first > 0 && !padding);
+          const Index row = r * kT + i;
+          INFO("sample " << sample << ", position " << i);
+          REQUIRE(b.tokens.as<std::int32_t>()[row] == (padding ? 0 : token(at)));
+          REQUIRE(b.positions.as<std::int32_t>()[row] == i - first);
+          REQUIRE(b.first_keys.as<std::int32_t>()[row] == first);
+          REQUIRE(b.loss_weights.as<float>()[row] == (predicts ? 1.0f : 0.0f));
+          if (predicts) REQUIRE(b.targets.as<std::int32_t>()[row] == token(at + 1));
+          valid += predicts;
+        }
+      }
+    CHECK(step.valid_tokens == valid);
+    all += valid;
+  }
+  CHECK(border);
+  // The last step reaches into the next epoch.
+  const Index end = (sampler.samples() + global - 1) / global * global;
+  CHECK(predicted_tokens(sources, sampler, 0, end, true) == all);
+}
+
+TEST_CASE("a step without a token to predict is an error") {
+  const Temporary t;
+  TokenWriter writer(system_files(), t / "e", kInfo);
+  for (int d = 0; d < 100; ++d) writer.add({});
+  writer.finish();
+  TokenSources sources(system_files(), {{t / "e-*.h5"}}, 512);
+  const Sampler sampler = sources.sampler(kT, 3, false);
+  Loader loader(sources, sampler, {.global_batch = 2, .micro_batch = 2, .document_mask = true}, nullptr);
+  CHECK_THROWS_WITH(loader.next(0), "the step at sample 0 has no token to predict: its documents have one token each");
+}
+
+TEST_CASE("epochs bound how often a source is read") {
+  Corpus corpus;
+  corpus.patterns[0] = {corpus.patterns[0].path, 1, 2};
+  corpus.patterns[1] = {corpus.patterns[1].path, 3, 0};
+  TokenSources sources = corpus.open();
+  const Sampler sampler = sources.sampler(kT, 3, true);
+  const Index most = 4 * 2 * sampler.samples(0);  // a fourth of the samples are of the first source
+  sources.require_epochs(sampler, most, 0, "data.train", "it");
+  try {
+    sources.require_epochs(sampler, most + 8, 0, "data.train", "training.steps: 7");
+    FAIL("no error");
+  } catch (const Error& e) {
+    CHECK(e.code() == ExitCode::data);
+    const double read = 2 + 2.0 / static_cast<double>(sampler.samples(0));
+    // The last sample of the bound's share is not the first source's.
+    CHECK_THAT(e.what(), Catch::Matchers::Contains(format(
+                             "data.train[0] {}: training.steps: 7 read it {:.3f} times, and its epochs are 2.000",
+                             corpus.patterns[0].path, read)));
+    Index largest = most + 8;
+    while (sampler.epochs(largest)[0] > 2) --largest;
+    CHECK_THAT(e.what(), Catch::Matchers::Contains(format("; {} samples are the most", largest)));
+  }
+  // An evaluation reads its sources once unless told otherwise.
+  CHECK_THROWS_AS(sources.require_epochs(sampler, most, 1, "data.eval", "it"), Error);
+}
+
+TEST_CASE("the fingerprint of the tokens covers the weights, and is as before without them") {
+  Corpus corpus;
+  const TokenSources plain = corpus.open();
+  CHECK(plain.fingerprint() == hex(xxh3(hex(plain.sources[0]->fingerprint()) + hex(plain.sources[1]->fingerprint()))));
+  const auto with = [&](double a, double b) {
+    corpus.patterns[0].weight = a;
+    corpus.patterns[1].weight = b;
+    return corpus.open().fingerprint();
+  };
+  CHECK(with(1, 3) != plain.fingerprint());
+  CHECK(with(1, 3) == with(2, 6));
+  CHECK(with(1, 3) != with(1, 2));
 }

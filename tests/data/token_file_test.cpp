@@ -1,4 +1,4 @@
-#include "lib/data/token_file.h"
+#include "lib/data/token_source.h"
 
 #include <filesystem>
 #include <random>
@@ -105,6 +105,22 @@ TEST_CASE("token files read back, at every width and cut") {
         std::vector<std::int32_t> part(n);
         source.read(static_cast<Index>(begin), part);
         CHECK(std::equal(part.begin(), part.end(), expected.begin() + static_cast<std::ptrdiff_t>(begin)));
+      }
+      // Every token knows its document, and every range the documents that begin in it.
+      std::vector<Index> starts, found;
+      Index at = 0;
+      for (const auto& document : docs) {
+        starts.push_back(at);
+        at += static_cast<Index>(document.size()) + 1;
+      }
+      for (Index token = 0; token < source.tokens(); token += 37) {
+        const auto next = std::upper_bound(starts.begin(), starts.end(), token);
+        const auto place = source.locate(token);
+        CHECK(source.file(place.file).document(place.document).first - place.token == *(next - 1) - token);
+        found.clear();
+        const Index end = std::min(source.tokens(), token + 700);
+        source.document_starts(token, end, found);
+        CHECK(found == std::vector<Index>(next, std::lower_bound(next, starts.end(), end)));
       }
       Index first_document = 0;
       for (std::size_t f = 0; f < source.files(); ++f) {

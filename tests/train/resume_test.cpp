@@ -199,6 +199,51 @@ TEST_CASE("a run does not go on with other tokens", "[resume]") {
   CHECK(message(40 * kLength + 1, 1) == "");  // the same tokens again, in a file made anew
 }
 
+TEST_CASE("a run goes on with its mixture and its mask on other data ranks, and not with other weights", "[resume]") {
+  const Fixture f;
+  const TinyModel& model = tiny_models()[0];
+  const std::string list = format("[{{path: '{}', weight: 3}}, {{path: '{}', weight: 1, epochs: 9}}]",
+                                  f.directory / "train-*.h5", f.directory / "eval-*.h5");
+  const std::vector<std::string> mixed{"data.train=" + list, "data.document_mask=true"};
+  const std::vector<std::string> two = with(mixed, {"parallel.data=2", "lr_schedule.type=constant"});
+  train_tiny(f.yaml(model, "whole"), 2, two);
+  for (const int steps : {2, 5}) train_tiny(f.yaml(model, "chain"), 2, with(two, {format("training.steps={}", steps)}));
+  for (const char* copy : {"one", "three"})
+    std::filesystem::copy(f.directory / "chain", f.directory / copy, std::filesystem::copy_options::recursive);
+  train_tiny(f.yaml(model, "chain"), 2, two);
+  CHECK(checkpoint_tensors(f.directory / "chain", kSteps) == checkpoint_tensors(f.directory / "whole", kSteps));
+  // The step after a resume on another data-parallel size is of the same samples: its loss differs by roundings alone.
+  const auto loss_of = [&](const std::string& run, Index step) {
+    for (const std::string& line : numbers_of(f.directory / run))
+      if (line.starts_with(format("{{\"step\":{},", step)) && line.find("\"loss\":") != std::string::npos)
+        return std::stod(line.substr(line.find("\"loss\":") + 7));
+    return 0.0;
+  };
+  for (const auto& [run, ranks] : {std::pair{"one", 1}, std::pair{"three", 3}}) {
+    train_tiny(f.yaml(model, run), ranks,
+               with(mixed, {format("parallel.data={}", ranks), "lr_schedule.type=constant", "training.steps=6"}));
+    CHECK(loss_of(run, 6) > 1);
+    CHECK(std::fabs(loss_of(run, 6) - loss_of("whole", 6)) < 1e-6 * loss_of("whole", 6));
+    CHECK(std::fabs(loss_of("whole", 7) - loss_of("whole", 6)) > 1e-4);
+  }
+  const auto message = [&](const std::vector<std::string>& overrides) -> std::string {
+    try {
+      train_tiny(f.yaml(model, "whole"), 1, overrides);
+    } catch (const Error& e) {
+      CHECK(e.code() == ExitCode::data);
+      return e.what();
+    }
+    return "";
+  };
+  std::string other = list;
+  other.replace(other.find("weight: 3"), 9, "weight: 4");
+  CHECK_THAT(message({"data.train=" + other, "training.steps=13"}), Catch::Matchers::Contains("its tokens or weights"));
+  // 15 steps of 24 samples, a fourth of them from a source of 10 samples.
+  CHECK(message({"data.train=" + list, "training.steps=15"}) == "");
+  CHECK_THAT(message({"data.train=" + list, "training.steps=16"}),
+             Catch::Matchers::Contains("read it 9.600 times, and its epochs are 9.000"));
+}
+
 TEST_CASE("a loss that is not finite changes no weight", "[resume]") {
   const Fixture f;
   const TinyModel& model = tiny_models()[0];
