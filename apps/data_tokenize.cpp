@@ -6,7 +6,7 @@
 #include "apps/data.h"
 #include "lib/core/clock.h"
 #include "lib/data/token_file.h"
-#include "lib/data/tokenizer.h"
+#include "lib/tokenizer/tokenizer.h"
 
 namespace dstrain {
 

@@ -6,7 +6,7 @@
 #include "apps/data.h"
 #include "lib/core/clock.h"
 #include "lib/core/hash.h"
-#include "lib/data/bpe_trainer.h"
+#include "lib/tokenizer/bpe_trainer.h"
 
 namespace dstrain {
 

@@ -8,6 +8,7 @@
 #include "apps/commands.h"
 #include "apps/ranks.h"
 #include "lib/checkpoint/agree.h"
+#include "lib/tokenizer/tokenizer.h"
 #include "lib/train/generator.h"
 #include "lib/train/inference.h"
 #include "lib/train/machine.h"

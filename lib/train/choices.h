@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "lib/checkpoint/agree.h"
-#include "lib/data/tokenizer.h"
+#include "lib/tokenizer/tokenizer.h"
 #include "lib/train/engine.h"
 
 namespace dstrain {

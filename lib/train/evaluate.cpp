@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "lib/core/hash.h"
-#include "lib/data/tokenizer.h"
+#include "lib/tokenizer/tokenizer.h"
 
 namespace dstrain {
 

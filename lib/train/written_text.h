@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "lib/data/tokenizer.h"
+#include "lib/tokenizer/tokenizer.h"
 
 namespace dstrain {
 

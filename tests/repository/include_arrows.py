@@ -5,7 +5,7 @@ import re
 import sys
 
 ORDER = ["lib/core", "lib/observe", "lib/config", "lib/mesh", "kernels", "lib/comm", "lib/layers", "lib/model",
-         "lib/pipeline", "lib/optim", "lib/data", "lib/checkpoint", "lib/train", "apps"]
+         "lib/pipeline", "lib/optim", "lib/tokenizer", "lib/data", "lib/checkpoint", "lib/train", "apps"]
 
 
 def folder_of(path):

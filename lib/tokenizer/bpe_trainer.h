@@ -8,17 +8,19 @@
 #include <unordered_map>
 #include <vector>
 
-#include "lib/data/split.h"
-#include "lib/data/tokenizer.h"
+#include "lib/tokenizer/split.h"
+#include "lib/tokenizer/tokenizer.h"
 
 namespace dstrain {
 
 class BpeTrainer {
  public:
-  explicit BpeTrainer(Split split) : split_(split), splitter_(split) {}
+  explicit BpeTrainer(Split split) : split_(split) {}
 
-  // Counts the pieces of one document.
+  // Counts the pieces of one document. Bytes that are not UTF-8 are pieces of their own.
   void add(std::string_view text);
+  // Adds what another has counted. REQUIRES: the same split.
+  void absorb(const BpeTrainer& other);
   std::size_t distinct_pieces() const { return counts_.size(); }
 
   // `vocab_size` counts the end-of-document token (id 0) and the 256 bytes; the result has fewer when no pair is left
@@ -27,8 +29,7 @@ class BpeTrainer {
 
  private:
   Split split_;
-  Splitter splitter_;
-  std::vector<std::string_view> pieces_;
+  std::vector<std::size_t> ends_;
   struct Hash {
     using is_transparent = void;
     std::size_t operator()(std::string_view s) const;

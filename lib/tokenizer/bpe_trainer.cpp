@@ -1,10 +1,13 @@
-#include "lib/data/bpe_trainer.h"
+#include "lib/tokenizer/bpe_trainer.h"
 
 #include <algorithm>
 #include <numeric>
 #include <queue>
 
+#include "lib/core/errors.h"
 #include "lib/core/hash.h"
+#include "lib/tokenizer/byte_alphabet.h"
+#include "lib/tokenizer/utf8.h"
 
 namespace dstrain {
 
@@ -54,14 +57,32 @@ struct Words {
 std::size_t BpeTrainer::Hash::operator()(std::string_view s) const { return static_cast<std::size_t>(xxh3(s)); }
 
 void BpeTrainer::add(std::string_view text) {
-  splitter_.split(text, pieces_);
-  for (const auto piece : pieces_) {
+  const auto count = [&](std::string_view piece) {
     const auto known = counts_.find(piece);
     if (known != counts_.end())
       ++known->second;
     else
       counts_.emplace(std::string(piece), 1);
+  };
+  while (!text.empty()) {
+    const std::size_t good = utf8::valid_prefix(text);
+    ends_.clear();
+    append_pieces(split_, text, 0, good, ends_);
+    std::size_t begin = 0;
+    for (const std::size_t end : ends_) {
+      count(text.substr(begin, end - begin));
+      begin = end;
+    }
+    text.remove_prefix(good);
+    const std::size_t bad = utf8::invalid_prefix(text);
+    if (bad > 0) count(text.substr(0, bad));
+    text.remove_prefix(bad);
   }
+}
+
+void BpeTrainer::absorb(const BpeTrainer& other) {
+  check(split_ == other.split_, "two splits");
+  for (const auto& [piece, count] : other.counts_) counts_[piece] += count;
 }
 
 Tokenizer BpeTrainer::train(Index vocab_size, std::int64_t min_frequency) const {
@@ -178,7 +199,7 @@ Tokenizer BpeTrainer::train(Index vocab_size, std::int64_t min_frequency) const 
     }
   }
   std::erase_if(merges, [](const Merge& m) { return m.result < 0; });
-  return Tokenizer(split_, std::move(tokens), {0}, std::move(merges), 0);
+  return Tokenizer::byte_level(split_, tokens, merges);
 }
 
 }  // namespace dstrain
