@@ -48,7 +48,7 @@ Prompt json_prompt(const std::string& place, const std::string& line, const Toke
   std::vector<std::int32_t> named;
   for (const nlohmann::json& id : json["tokens"]) {
     require(id.is_number_integer() && id >= 0 && id < vocabulary, ExitCode::data,
-            "{}: 'tokens' has {}, which is no id below {}", place, id.dump(), vocabulary);
+            "{}: number {} of 'tokens' is no id below {}", place, prompt.ids.size(), vocabulary);
     prompt.ids.push_back(id.get<std::int32_t>());
     if (prompt.ids.back() < tokenizer.vocab_size()) named.push_back(prompt.ids.back());
   }

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "apps/commands.h"
 #include "apps/plan_text.h"
@@ -36,45 +37,55 @@ std::string how_it_ended(const Files& files, const RunDirectory& directory) {
   return json["code"] == 0 ? reason : format("exit {}: {}", json["code"].get<int>(), reason);
 }
 
+// What follows from a run's job alone, and is not made again for every page.
+struct Planned {
+  std::string job;
+  Config config;
+  std::string plan;
+  std::vector<ReportRank> ranks;
+};
+
 // The plan of the run's own mesh.
-void add_plan(const Config& config, ReportRun& run) {
-  const Plan plan = make_plan(config, planned_device(config));
-  run.plan = plan_text(config, plan);
+Planned plan_of(const Files& files, const std::string& path, std::string job) {
+  const Loaded loaded = parse_config(files, path, job, {});
+  Planned run{.job = std::move(job), .config = resolve(loaded, mesh_sizes(loaded.config.parallel).ranks())};
+  const Plan plan = make_plan(run.config, planned_device(run.config));
+  run.plan = plan_text(run.config, plan);
   for (const RankPlan& r : plan.ranks) {
     ReportRank rank{.label = format("stage {}, tensor {}", r.at.pipeline, r.at.tensor)};
     for (const MemoryRow& row : r.memory)
       rank.memory.emplace_back(row.host ? row.purpose + " (host)" : row.purpose, row.bytes);
     run.ranks.push_back(std::move(rank));
   }
+  return run;
 }
 
-ReportRun read_run(const Files& files, std::string path) {
+ReportRun read_run(const Files& files, std::string path, std::optional<Planned>& known) {
   while (path.size() > 1 && path.ends_with('/')) path.pop_back();
   const RunDirectory directory(path);
   for (const std::string& needed : {directory.job(), directory.metrics()})
     require(files.exists(needed), ExitCode::usage, "{}: no run here: {} does not exist", path, needed);
-  ReportRun run{.path = path, .job = read_file(files, directory.job())};
+  std::string job = read_file(files, directory.job());
+  if (!known || known->job != job) known = plan_of(files, directory.job(), std::move(job));
+  const Planned& planned = *known;
+  ReportRun run{.path = path, .job = planned.job, .plan = planned.plan, .ranks = planned.ranks};
   run.metrics = read_metrics(files, directory.metrics());
   const std::string end = how_it_ended(files, directory);
   run.ended = !end.empty();
-
-  const Loaded loaded = load_config(files, directory.job(), {});
-  const Config config = resolve(loaded, mesh_sizes(loaded.config.parallel).ranks());
-  run.name = config.run.name == "run" ? path.substr(path.rfind('/') + 1) : config.run.name;
+  run.name = planned.config.run.name == "run" ? path.substr(path.rfind('/') + 1) : planned.config.run.name;
   const auto loss = run.metrics.find("loss");
   const std::int64_t step = loss == run.metrics.end() ? 0 : loss->second.steps.back();
-  run.status = format("step {} of {}, {}", step, config.training.steps, run.ended ? end : "not ended");
-  add_plan(config, run);
+  run.status = format("step {} of {}, {}", step, planned.config.training.steps, run.ended ? end : "not ended");
   return run;
 }
 
 // Writes the page; returns whether every run has ended.
-bool write_page(const ReportOptions& o, const std::string& out) {
+bool write_page(const ReportOptions& o, const std::string& out, std::vector<std::optional<Planned>>& planned) {
   const Files& files = system_files();
   std::vector<ReportRun> runs;
   bool ended = true;
-  for (const std::string& path : o.runs) {
-    runs.push_back(read_run(files, path));
+  for (std::size_t i = 0; i < o.runs.size(); ++i) {
+    runs.push_back(read_run(files, o.runs[i], planned[i]));
     ended = ended && runs.back().ended;
   }
   write_file_atomically(files, out, report_page(runs, system_clock().wall(), o.follow && !ended ? o.every : 0));
@@ -83,12 +94,13 @@ bool write_page(const ReportOptions& o, const std::string& out) {
 
 ExitCode report(const ReportOptions& o) {
   const std::string out = o.out.empty() ? RunDirectory(o.runs.front()).report() : o.out;
-  bool ended = write_page(o, out);
+  std::vector<std::optional<Planned>> planned(o.runs.size());
+  bool ended = write_page(o, out, planned);
   std::printf("%s\n", out.c_str());
   std::fflush(stdout);
   while (o.follow && !ended) {
     system_clock().sleep(o.every);
-    ended = write_page(o, out);
+    ended = write_page(o, out, planned);
   }
   return ExitCode::ok;
 }

@@ -95,7 +95,7 @@ TEST_CASE("greedy tokens from the cache are those of full forwards, on every mes
         for (Index i = 0; i < tokens; ++i) ids.push_back(most_likely(*engine, ids));
         expected.emplace_back(ids.begin() + static_cast<std::ptrdiff_t>(prompt.size()), ids.end());
       }
-      for (const auto& [tensor, pipeline] : {std::pair{1, 1}, {2, 1}, {1, 2}, {1, 3}, {2, 2}}) {
+      for (const auto& [tensor, pipeline] : {std::pair{1, 1}, {2, 1}, {3, 1}, {1, 2}, {1, 3}, {2, 2}, {3, 2}}) {
         if (!fits(model, tensor, pipeline)) continue;
         INFO(model.name << " on " << device << ", tensor " << tensor << ", pipeline " << pipeline);
         const Config config = writing_job(model, tensor, pipeline, 4, device);

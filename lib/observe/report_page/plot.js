@@ -46,7 +46,7 @@ function logTicks(low, high, count) {
 // Short, for axes: enough digits to tell ticks that are `step` apart, in the unit of the axis's largest.
 function tickText(value, step, size) {
   if (value === 0) return "0";
-  if (size >= 1e15 || size < 1e-2) return value.toExponential(Math.max(0, decimals(Math.abs(value), step))).replace("e+", "e");
+  if (size >= 1e15 || size < 1e-2) return value.toExponential(Math.max(0, decimals(Math.abs(value), step))).replace(/\.?0*e\+?/, "e");
   for (const [unit, name] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
     if (size >= unit) return trim((value / unit).toFixed(digitsBelow(step / unit))) + name;
   return trim(value.toFixed(digitsBelow(step)));
