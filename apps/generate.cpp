@@ -32,15 +32,24 @@ struct Prompt {
   std::vector<std::int32_t> ids;
 };
 
+void encode(Prompt& prompt, Encoder& encoder) {
+  try {
+    encoder.encode(prompt.text, prompt.ids);
+  } catch (const Error& e) {
+    fail(e.code(), "{}: {}", prompt.place, e.what());
+  }
+}
+
 // A line of a .jsonl file: {"prompt": text} or {"tokens": [ids]}.
-Prompt json_prompt(const std::string& place, const std::string& line, const Tokenizer& tokenizer, Index vocabulary) {
+Prompt json_prompt(const std::string& place, const std::string& line, const Tokenizer& tokenizer, Encoder& encoder,
+                   Index vocabulary) {
   const nlohmann::json json = nlohmann::json::parse(line, nullptr, false);
   require(json.is_object(), ExitCode::data, "{}: not a JSON object", place);
   Prompt prompt{.place = place};
   if (json.contains("prompt")) {
     require(json["prompt"].is_string(), ExitCode::data, "{}: 'prompt' is no text", place);
     prompt.text = json["prompt"];
-    Encoder(tokenizer).encode(prompt.text, prompt.ids);
+    encode(prompt, encoder);
     return prompt;
   }
   require(json.contains("tokens") && json["tokens"].is_array(), ExitCode::data,
@@ -58,13 +67,13 @@ Prompt json_prompt(const std::string& place, const std::string& line, const Toke
 
 std::vector<Prompt> read_prompts(const GenerateOptions& o, const Tokenizer& tokenizer, const ModelConfig& model) {
   std::vector<Prompt> prompts;
+  Encoder encoder(tokenizer);
   if (o.prompts.empty()) {
     prompts.push_back({.place = "--prompt", .text = o.prompt});
-    Encoder(tokenizer).encode(o.prompt, prompts.back().ids);
+    encode(prompts.back(), encoder);
   } else {
     const std::string text = read_file(system_files(), o.prompts);
     const bool json = o.prompts.ends_with(".jsonl");
-    Encoder encoder(tokenizer);
     for (std::size_t begin = 0, number = 1; begin < text.size(); ++number) {
       const std::size_t end = std::min(text.find('\n', begin), text.size());
       std::string line = text.substr(begin, end - begin);
@@ -72,10 +81,10 @@ std::vector<Prompt> read_prompts(const GenerateOptions& o, const Tokenizer& toke
       if (line.ends_with('\r')) line.pop_back();
       const std::string place = format("{}:{}", o.prompts, number);
       if (json) {
-        prompts.push_back(json_prompt(place, line, tokenizer, model.vocab_size));
+        prompts.push_back(json_prompt(place, line, tokenizer, encoder, model.vocab_size));
       } else {
         prompts.push_back({.place = place, .text = line});
-        encoder.encode(line, prompts.back().ids);
+        encode(prompts.back(), encoder);
       }
     }
     require(!prompts.empty(), ExitCode::data, "{}: no prompt in it", o.prompts);

@@ -13,20 +13,28 @@ namespace {
 using Json = nlohmann::json;
 
 // Context and continuation are encoded together; what is beyond the context's own tokens is the continuation's.
-ScoredSequence sequence(Encoder& encoder, const Tokenizer& tokenizer, std::string context, std::string continuation) {
+ScoredSequence sequence(const std::string& place, Encoder& encoder, const Tokenizer& tokenizer, std::string context,
+                        std::string continuation) {
   const std::size_t end = context.find_last_not_of(" \t\n\r\f\v") + 1;
   continuation.insert(0, context.substr(end));
   context.resize(end);
   ScoredSequence s;
+  const auto encode = [&](const std::string& text, std::vector<std::int32_t>& ids) {
+    try {
+      encoder.encode(text, ids);
+    } catch (const Error& e) {
+      fail(e.code(), "{}: {}", place, e.what());
+    }
+  };
   if (context.empty()) {
     s.ids.push_back(tokenizer.end_of_document());
     s.first_target = 1;
   } else {
     std::vector<std::int32_t> alone;
-    encoder.encode(context, alone);
+    encode(context, alone);
     s.first_target = alone.size();
   }
-  encoder.encode(context + continuation, s.ids);
+  encode(context + continuation, s.ids);
   return s;
 }
 
@@ -45,7 +53,7 @@ Question question(const std::string& place, const std::string& line, Encoder& en
     require(choice.is_string() && !choice.get_ref<const std::string&>().empty(), ExitCode::data,
             "{}: choice {} is no text", place, q.choices.size());
     const std::string text = choice;
-    q.choices.push_back(sequence(encoder, tokenizer, json["context"], delimiter + text));
+    q.choices.push_back(sequence(place, encoder, tokenizer, json["context"], delimiter + text));
     q.bytes.push_back(text.size());
     const ScoredSequence& s = q.choices.back();
     require(s.ids.size() > s.first_target, ExitCode::data, "{}: choice {} has no tokens of its own", place,
