@@ -32,7 +32,7 @@ def check(condition, message):
 def run(*args, ranks=0, code=0, says=(), timeout=120, cwd=None):
     """Runs dstrain (under mpirun when ranks > 0) and checks exit code and what it says. Returns its output."""
     command = (MPI + [str(ranks)] if ranks else []) + [DSTRAIN] + [str(a) for a in args]
-    done = subprocess.run(command, env=ENV, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(command, env=ENV, cwd=cwd, capture_output=True, text=True, errors="surrogateescape", timeout=timeout)
     output = done.stdout + done.stderr
     check(done.returncode == code, f"{' '.join(command)}: exit {done.returncode}, expected {code}\n{output}")
     for text in [says] if isinstance(says, str) else says:
