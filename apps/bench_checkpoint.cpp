@@ -3,7 +3,7 @@
 #include <cstdio>
 
 #include "apps/bench.h"
-#include "lib/checkpoint/agree.h"
+#include "lib/comm/agree.h"
 #include "lib/core/files.h"
 #include "lib/observe/progress.h"
 #include "lib/train/ceiling.h"

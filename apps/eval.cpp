@@ -9,7 +9,7 @@
 
 #include "apps/commands.h"
 #include "apps/ranks.h"
-#include "lib/checkpoint/agree.h"
+#include "lib/comm/agree.h"
 #include "lib/train/choices.h"
 #include "lib/train/evaluate.h"
 #include "lib/train/inference.h"

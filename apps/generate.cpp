@@ -7,7 +7,7 @@
 
 #include "apps/commands.h"
 #include "apps/ranks.h"
-#include "lib/checkpoint/agree.h"
+#include "lib/comm/agree.h"
 #include "lib/tokenizer/tokenizer.h"
 #include "lib/train/generator.h"
 #include "lib/train/inference.h"

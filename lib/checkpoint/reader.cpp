@@ -2,8 +2,8 @@
 
 #include <utility>
 
-#include "lib/checkpoint/agree.h"
 #include "lib/checkpoint/names.h"
+#include "lib/comm/agree.h"
 
 namespace dstrain {
 

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "lib/checkpoint/agree.h"
 #include "lib/checkpoint/manifest.h"
 #include "lib/checkpoint/slab.h"
+#include "lib/comm/agree.h"
 #include "lib/core/files.h"
 
 namespace dstrain {

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "lib/checkpoint/agree.h"
+#include "lib/comm/agree.h"
 #include "lib/tokenizer/tokenizer.h"
 #include "lib/train/engine.h"
 

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <optional>
 
-#include "lib/checkpoint/agree.h"
+#include "lib/comm/agree.h"
 #include "lib/core/transfer.h"
 #include "lib/layers/host_batch.h"
 

@@ -2,9 +2,9 @@
 
 #include <utility>
 
-#include "lib/checkpoint/agree.h"
 #include "lib/checkpoint/names.h"
 #include "lib/checkpoint/reader.h"
+#include "lib/comm/agree.h"
 #include "lib/config/resolve.h"
 #include "lib/train/checkpointer.h"
 #include "lib/train/plan.h"

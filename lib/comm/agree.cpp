@@ -1,4 +1,4 @@
-#include "lib/checkpoint/agree.h"
+#include "lib/comm/agree.h"
 
 #include <optional>
 
