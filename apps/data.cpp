@@ -15,7 +15,7 @@ RunCommand add_data(CLI::App& command) {
   constexpr Row kRows[] = {
       {"tokenizer", "Train a byte-level BPE and write Hugging Face's tokenizer.json", add_data_tokenizer},
       {"tokenize", "Turn text into token files", add_data_tokenize},
-      {"inspect", "Counts, checksums and samples of a token file", add_data_inspect},
+      {"inspect", "Counts, lengths, checksums and samples of token files", add_data_inspect},
       {"locate", "Which documents a step of a run was trained on", add_data_locate},
   };
   command.require_subcommand(1);

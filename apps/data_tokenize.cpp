@@ -1,12 +1,16 @@
 // dstrain data tokenize: text to token files.
 
+#include <unistd.h>
+
+#include <cstdio>
 #include <memory>
-#include <optional>
 
 #include "apps/data.h"
+#include "apps/ranks.h"
 #include "lib/core/clock.h"
-#include "lib/data/token_file.h"
-#include "lib/tokenizer/tokenizer.h"
+#include "lib/core/thread_pool.h"
+#include "lib/data/tokenize.h"
+#include "lib/observe/progress.h"
 
 namespace dstrain {
 
@@ -15,52 +19,94 @@ namespace {
 struct Options {
   std::vector<std::string> inputs;
   std::string out, tokenizer, eval_out;
+  std::string documents = "file", key = "text";
   double eval_fraction = 0;
+  Index tokens_per_file = kTokensPerFile;
+  int threads = 0, ranks = 0;
 };
 
-// Whether a document is held out: by its content alone, so that it falls on the same side in every run.
-bool held_out(const std::string& text, double fraction) {
-  constexpr std::uint64_t kSeed = 0x68656c646f757421ull;  // apart from other uses of the hash
-  return static_cast<double>(xxh3(text, kSeed) >> 11) * 0x1p-53 < fraction;
+// A line on standard error: rewritten on a terminal, else one every so many seconds.
+class ProgressLine {
+ public:
+  void show(const TokenizeProgress& p) {
+    const double now = system_clock().now(), seconds = now - begin_;
+    if (now - shown_ < (terminal_ ? 0.5 : 30.0) || p.consumed == 0) return;
+    shown_ = now;
+    const double done = static_cast<double>(p.consumed) / static_cast<double>(p.total);
+    std::string line =
+        format("tokenize {:.1f}%  {} of {}  {} documents  {} tokens  {} left", 100 * done,
+               human_bytes(static_cast<double>(p.consumed)), human_bytes(static_cast<double>(p.total)), p.documents,
+               human_count(static_cast<double>(p.tokens)), human_seconds(seconds * (1 - done) / done));
+    std::fprintf(stderr, terminal_ ? "\r%s\033[K" : "%s\n", line.c_str());
+    open_ = terminal_;
+  }
+  void end() {
+    if (std::exchange(open_, false)) std::fputc('\n', stderr);
+  }
+  ~ProgressLine() { end(); }
+  double seconds() const { return system_clock().now() - begin_; }
+
+ private:
+  bool terminal_ = isatty(STDERR_FILENO) != 0;
+  bool open_ = false;
+  double begin_ = system_clock().now(), shown_ = begin_;
+};
+
+void print_side(const SideStatistics& s) {
+  if (s.files.empty()) return;
+  say("{}{}: {} documents, {} tokens, {:.1f} MB, {:.2f} bytes a token", s.files[0],
+      s.files.size() > 1 ? " to " + s.files.back() : "", s.documents, s.tokens, static_cast<double>(s.bytes) / 1e6,
+      static_cast<double>(s.bytes) / static_cast<double>(s.tokens));
 }
 
-ExitCode tokenize(const Options& o) {
+void print_lengths(const TokenizeStatistics& all) {
+  say("documents by length in tokens:");
+  for (std::size_t i = 0; i < all.train.lengths.size(); ++i) {
+    const Index n = all.train.lengths[i] + all.eval.lengths[i];
+    if (n > 0) say("  {:>10} to {:<10} {:>12}", Index{1} << i, (Index{2} << i) - 1, n);
+  }
+}
+
+ExitCode run(const Options& o) {
   const Files& files = system_files();
   require(o.eval_fraction >= 0 && o.eval_fraction < 1, ExitCode::usage, "--eval-fraction: {} is not in [0, 1)",
           o.eval_fraction);
   require((o.eval_fraction > 0) == !o.eval_out.empty(), ExitCode::usage,
           "--eval-fraction and --eval-out belong together");
   require(o.eval_out != o.out, ExitCode::usage, "--eval-out: must differ from --out");
-  const Tokenizer tokenizer = Tokenizer::load(files, o.tokenizer);
-  const auto paths = find_documents(files, o.inputs);
-  const TokenFileInfo info{tokenizer.hash(), tokenizer.vocab_size(), tokenizer.end_of_document()};
-  TokenWriter train(files, o.out, info);
-  std::optional<TokenWriter> eval;
-  if (!o.eval_out.empty()) eval.emplace(files, o.eval_out, info);
-
-  Encoder encoder(tokenizer);
-  std::vector<std::int32_t> ids;
-  Corpus corpus;
-  const double begin = system_clock().now();
-  corpus.read(paths, [&](const std::string&, const std::string& text) {
-    ids.clear();
-    encoder.encode(text, ids);
-    (eval && held_out(text, o.eval_fraction) ? *eval : train).add(ids);
+  require(!o.key.empty(), ExitCode::usage, "--key: empty");
+  run_ranks(o.ranks, [&](World& world) {
+    const Tokenizer tokenizer = Tokenizer::load(files, o.tokenizer);
+    const TokenizeOptions options{.texts = find_text(files, o.inputs),
+                                  .rule = document_rule(o.documents),
+                                  .key = o.key,
+                                  .out = o.out,
+                                  .eval_out = o.eval_out,
+                                  .eval_fraction = o.eval_fraction,
+                                  .tokens_per_file = o.tokens_per_file};
+    std::vector<int> members;
+    for (int r = 0; r < world.size(); ++r) members.push_back(r);
+    const auto group = world.group(Poster::loader, GroupKind::control, members);
+    const int threads = o.threads > 0 ? o.threads : std::max(1, available_cores() / world.local_size());
+    ProgressLine line;
+    const TokenizeResult result =
+        tokenize(files, tokenizer, options, threads, *group, [&](const TokenizeProgress& p) { line.show(p); });
+    line.end();
+    if (world.rank() != 0) return;
+    const TokenizeStatistics& all = result.statistics;
+    print_side(all.train);
+    print_side(all.eval);
+    print_lengths(all);
+    if (all.empty > 0) say("{} empty documents left out", all.empty);
+    if (result.complete)
+      say("all of this was there before: nothing to do");
+    else if (result.resumed > 0)
+      say("{} documents were in token files of an earlier run", result.resumed);
+    const double tokens = static_cast<double>(all.train.tokens + all.eval.tokens);
+    if (!result.complete && result.resumed == 0)
+      say("{:.1f} million tokens in {:.1f} s on {} rank(s) of {} thread(s): {:.2f} million tokens/s", tokens / 1e6,
+          line.seconds(), world.size(), threads, tokens / line.seconds() / 1e6);
   });
-  require(train.documents() > 0, ExitCode::data, "every document was held out; lower --eval-fraction");
-  require(!eval || eval->documents() > 0, ExitCode::data,
-          "none of {} documents was held out; raise --eval-fraction: {}", corpus.documents, o.eval_fraction);
-  const double seconds = system_clock().now() - begin;
-  const auto report = [&](TokenWriter& writer) {
-    const auto written = writer.finish();
-    say("{}{}: {} documents, {} tokens", written[0], written.size() > 1 ? " to " + written.back() : "",
-        writer.documents(), writer.tokens());
-  };
-  report(train);
-  if (eval) report(*eval);
-  const double tokens = static_cast<double>(train.tokens() + (eval ? eval->tokens() : 0));
-  say("{:.1f} MB of text, {:.2f} bytes a token, {:.1f} million tokens/s{}", corpus.bytes / 1e6, corpus.bytes / tokens,
-      tokens / seconds / 1e6, corpus.empty ? format("; {} empty files left out", corpus.empty) : "");
   return ExitCode::ok;
 }
 
@@ -68,12 +114,29 @@ ExitCode tokenize(const Options& o) {
 
 RunCommand add_data_tokenize(CLI::App& command) {
   const auto o = std::make_shared<Options>();
-  command.add_option("inputs", o->inputs, "Files or directories of .txt, .md, .rst, and .gz of them")->required();
+  command
+      .add_option("inputs", o->inputs,
+                  "Files, directories or globs of .txt, .md, .rst and .jsonl, each plain, .gz or .zst")
+      ->required();
   command.add_option("--tokenizer", o->tokenizer, "tokenizer.json")->required();
   command.add_option("--out", o->out, "Prefix of the token files: PREFIX-00000.h5 and on")->required();
+  command
+      .add_option(
+          "--documents", o->documents,
+          "What a document is in .txt, .md and .rst: the file, what blank lines separate, or a line; .jsonl has "
+          "one a line")
+      ->check(CLI::IsMember({"file", "blank-line", "record"}))
+      ->capture_default_str();
+  command.add_option("--key", o->key, "Key of the text in .jsonl")->capture_default_str();
   command.add_option("--eval-fraction", o->eval_fraction, "Share of the documents that is held out, chosen by content");
   command.add_option("--eval-out", o->eval_out, "Prefix of the held-out token files");
-  return [o] { return tokenize(*o); };
+  command.add_option("--tokens-per-file", o->tokens_per_file, "A file is cut at the first document end past it")
+      ->check(CLI::Range(Index{1}, kTokensPerFile))
+      ->capture_default_str();
+  command.add_option("--threads", o->threads, "Threads a rank; 0: the cores, shared by the host's ranks")
+      ->check(CLI::Range(0, 4096));
+  command.add_option("--ranks", o->ranks, "Ranks as threads of this process")->check(CLI::Range(1, 256));
+  return [o] { return run(*o); };
 }
 
 }  // namespace dstrain

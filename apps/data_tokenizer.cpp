@@ -6,6 +6,7 @@
 #include "apps/data.h"
 #include "lib/core/clock.h"
 #include "lib/core/hash.h"
+#include "lib/data/documents.h"
 #include "lib/tokenizer/bpe_trainer.h"
 
 namespace dstrain {
@@ -16,6 +17,7 @@ struct Options {
   std::vector<std::string> inputs;
   std::string out;
   std::string split = "gpt2";
+  std::string documents = "file", key = "text";
   Index vocab_size = 0;
   Index min_frequency = 0;
 };
@@ -29,15 +31,23 @@ ExitCode train_tokenizer(const Options& o) {
   std::optional<BpeTrainer> trainer;
   for (const Split split : {Split::gpt2, Split::llama3, Split::deepseek_v3})
     if (o.split == name_of(split)) trainer.emplace(split);
-  const auto paths = find_documents(files, o.inputs);
   const double begin = system_clock().now();
-  Corpus corpus;
-  corpus.read(paths, [&](const std::string&, const std::string& text) { trainer->add(text); });
+  DocumentReader reader(files, find_text(files, o.inputs), document_rule(o.documents));
+  Index documents = 0;
+  double bytes = 0;
+  for (RawDocument raw; reader.next(raw);) {
+    const std::string text = text_of(std::move(raw), reader.texts(), o.key);
+    if (is_blank(text)) continue;
+    ++documents;
+    bytes += static_cast<double>(text.size());
+    trainer->add(text);
+  }
+  require(documents > 0, ExitCode::data, "no text: all of the {} files are empty", reader.texts().size());
   const Tokenizer tokenizer = trainer->train(o.vocab_size, o.min_frequency);
   files.make_directory(parent_path(o.out));
   write_file_atomically(files, o.out, tokenizer.to_json());
-  say("{}: {} tokens from {} documents, {:.1f} MB, in {:.1f} s (hash {})", o.out, tokenizer.vocab_size(),
-      corpus.documents, corpus.bytes / 1e6, system_clock().now() - begin, hex(tokenizer.hash()));
+  say("{}: {} tokens from {} documents, {:.1f} MB, in {:.1f} s (hash {})", o.out, tokenizer.vocab_size(), documents,
+      bytes / 1e6, system_clock().now() - begin, hex(tokenizer.hash()));
   if (tokenizer.vocab_size() < o.vocab_size)
     say("the text has no more pairs to merge: {} tokens, not {}", tokenizer.vocab_size(), o.vocab_size);
   return ExitCode::ok;
@@ -47,7 +57,14 @@ ExitCode train_tokenizer(const Options& o) {
 
 RunCommand add_data_tokenizer(CLI::App& command) {
   const auto o = std::make_shared<Options>();
-  command.add_option("inputs", o->inputs, "Files or directories of .txt, .md, .rst, and .gz of them")->required();
+  command
+      .add_option("inputs", o->inputs,
+                  "Files, directories or globs of .txt, .md, .rst and .jsonl, each plain, .gz or .zst")
+      ->required();
+  command.add_option("--documents", o->documents, "What a document is in .txt, .md and .rst, as of data tokenize")
+      ->check(CLI::IsMember({"file", "blank-line", "record"}))
+      ->capture_default_str();
+  command.add_option("--key", o->key, "Key of the text in .jsonl")->capture_default_str();
   command.add_option("--vocab-size", o->vocab_size, "Tokens, the 256 bytes and the end of document included")
       ->required();
   command.add_option("--out", o->out, "tokenizer.json to write")->required();

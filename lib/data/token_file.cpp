@@ -4,6 +4,8 @@
 #include <cstring>
 #include <utility>
 
+#include "lib/data/glob.h"
+
 namespace dstrain {
 
 namespace {
@@ -12,47 +14,12 @@ constexpr Index kMaxTokens = Index{1} << 40;
 constexpr Index kVerifyOffsets = 1 << 16;
 constexpr Index kMark = 1 << 16;  // documents between two marks
 
-bool matches(std::string_view pattern, std::string_view name) {
-  // Backtracks to the last star only, so that it is quadratic at worst.
-  std::size_t p = 0, n = 0, star = std::string_view::npos, mark = 0;
-  while (n < name.size()) {
-    if (p < pattern.size() && pattern[p] == '*') {
-      star = p++;
-      mark = n;
-    } else if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == name[n])) {
-      ++p;
-      ++n;
-    } else if (star != std::string_view::npos) {
-      p = star + 1;
-      n = ++mark;
-    } else {
-      return false;
-    }
-  }
-  while (p < pattern.size() && pattern[p] == '*') ++p;
-  return p == pattern.size();
-}
-
 std::string base_name(const std::string& path) {
   const auto slash = path.rfind('/');
   return slash == std::string::npos ? path : path.substr(slash + 1);
 }
 
 }  // namespace
-
-std::vector<std::string> expand_glob(const Files& files, const std::string& pattern) {
-  if (pattern.find_first_of("*?") == std::string::npos) return {pattern};
-  const std::string directory = parent_path(pattern), last = base_name(pattern);
-  require(directory.find_first_of("*?") == std::string::npos, ExitCode::usage,
-          "{}: * and ? are accepted in the last part of a path only", pattern);
-  std::vector<std::string> out;
-  if (files.is_directory(directory))
-    for (const auto& name : files.list(directory))
-      if (matches(last, name))
-        out.push_back(pattern.find('/') == std::string::npos ? name
-                                                             : (directory == "/" ? "/" : directory + "/") + name);
-  return out;
-}
 
 // ---- writer ----
 
@@ -67,14 +34,20 @@ struct TokenWriter::Open {
   std::string partial;
 };
 
-TokenWriter::TokenWriter(const Files& files, std::string prefix, TokenFileInfo info, Index tokens_per_file)
+TokenWriter::TokenWriter(const Files& files, std::string prefix, TokenFileInfo info, Index tokens_per_file,
+                         std::size_t finished)
     : files_(files), prefix_(std::move(prefix)), info_(info), tokens_per_file_(tokens_per_file) {
   const std::string directory = parent_path(prefix_);
   require(!base_name(prefix_).empty(), ExitCode::usage, "{}: a prefix of file names, not a directory", prefix_);
+  while (paths_.size() < finished) paths_.push_back(path(paths_.size()));
   if (files_.is_directory(directory))
-    for (const auto& name : files_.list(directory))
-      require(!matches(base_name(prefix_) + "-?????.h5", name), ExitCode::write,
-              "{} exists; remove it, or choose another prefix", join_path(directory, name));
+    for (const auto& name : files_.list(directory)) {
+      const std::string found = join_path(directory, name);
+      const auto is_found = [&](const std::string& p) { return base_name(p) == name; };
+      require(
+          !glob_matches(base_name(prefix_) + "-?????.h5", name) || std::any_of(paths_.begin(), paths_.end(), is_found),
+          ExitCode::write, "{} exists; remove it, or choose another prefix", found);
+    }
   files_.make_directory(directory);
 }
 
@@ -154,6 +127,15 @@ void TokenWriter::close_file() {
 std::vector<std::string> TokenWriter::finish() {
   if (open_) close_file();
   return paths_;
+}
+
+std::vector<std::string> token_files(const Files& files, const std::string& prefix) {
+  std::vector<std::string> out;
+  for (std::size_t i = 0;; ++i) {
+    const std::string path = format("{}-{:05}.h5", prefix, i);
+    if (!files.exists(path)) return out;
+    out.push_back(path);
+  }
 }
 
 // ---- reader ----

@@ -32,19 +32,20 @@ struct TokenFileInfo {
 };
 
 // Writes PREFIX-00000.h5 and on. Each file is written as .partial, synced and renamed; files that exist are refused
-// (Error{write}) before anything is written.
+// (Error{write}) before anything is written, but for the first `finished` ones, which it goes on behind.
 class TokenWriter {
  public:
-  TokenWriter(const Files& files, std::string prefix, TokenFileInfo info, Index tokens_per_file = kTokensPerFile);
+  TokenWriter(const Files& files, std::string prefix, TokenFileInfo info, Index tokens_per_file = kTokensPerFile,
+              std::size_t finished = 0);
   ~TokenWriter();  // what was not finished is removed
 
   // A document without its end-of-document id, which is appended here. REQUIRES: ids below vocab_size.
   void add(std::span<const std::int32_t> document);
-  // Completes the last file. Returns the paths of all; none when no document was added.
+  // Completes the last file. Returns the paths of all, the finished ones too; none when there is no document.
   std::vector<std::string> finish();
 
-  Index tokens() const { return total_tokens_; }
-  Index documents() const { return total_documents_; }
+  Index tokens() const { return total_tokens_; }        // added here
+  Index documents() const { return total_documents_; }  // added here
 
  private:
   struct Open;
@@ -62,6 +63,9 @@ class TokenWriter {
   Index total_tokens_ = 0;
   Index total_documents_ = 0;
 };
+
+// PREFIX-00000.h5 and on, as far as they exist without a gap.
+std::vector<std::string> token_files(const Files& files, const std::string& prefix);
 
 // Reads one token file. Used by one thread at a time.
 class TokenFile {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "lib/data/glob.h"
+
 namespace dstrain {
 
 namespace {

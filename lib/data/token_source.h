@@ -40,7 +40,4 @@ class TokenSource {
   std::vector<Index> first_;  // (files + 1)
 };
 
-// Paths that match a glob with * and ? in its last part, sorted; a pattern without them is itself.
-std::vector<std::string> expand_glob(const Files& files, const std::string& pattern);
-
 }  // namespace dstrain

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <random>
 
+#include "lib/data/glob.h"
 #include "tests/data/faulty_files.h"
 #include "tests/data/temporary.h"
 #include "tests/support/catch.h"
