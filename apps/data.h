@@ -13,6 +13,8 @@ namespace dstrain {
 
 RunCommand add_data_tokenizer(CLI::App& command);
 RunCommand add_data_tokenize(CLI::App& command);
+RunCommand add_data_import(CLI::App& command);
+RunCommand add_data_export(CLI::App& command);
 RunCommand add_data_inspect(CLI::App& command);
 RunCommand add_data_locate(CLI::App& command);
 

@@ -1,10 +1,12 @@
-// dstrain data inspect: what a token file holds.
+// dstrain data inspect: what token files hold.
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <optional>
 
 #include "apps/data.h"
+#include "lib/data/glob.h"
 #include "lib/data/token_file.h"
 #include "lib/tokenizer/tokenizer.h"
 
@@ -13,7 +15,8 @@ namespace dstrain {
 namespace {
 
 struct Options {
-  std::string file, tokenizer;
+  std::vector<std::string> files;
+  std::string tokenizer;
   int samples = 3;
 };
 
@@ -41,33 +44,83 @@ std::string preview(const std::string& text) {
   return out;
 }
 
+// Documents by their exact length: few lengths, however many documents.
+using Lengths = std::map<Index, Index>;
+
+void count_lengths(TokenFile& file, Lengths& lengths) {
+  if (file.tokens() == 0) return;
+  std::vector<Index> starts{0};
+  file.document_starts(0, file.tokens(), starts);
+  starts.push_back(file.tokens());
+  for (std::size_t d = 0; d + 1 < starts.size(); ++d) ++lengths[starts[d + 1] - starts[d]];
+}
+
+void print_lengths(const Lengths& lengths) {
+  Index documents = 0;
+  for (const auto& [length, n] : lengths) documents += n;
+  std::string line = "tokens a document:";
+  for (const int percent : {0, 1, 5, 25, 50, 75, 95, 99, 100}) {
+    // The shortest length that at least `percent` of the documents do not exceed.
+    Index seen = 0, at = 0;
+    for (const auto& [length, n] : lengths) {
+      seen += n;
+      at = length;
+      if (100 * seen >= percent * documents) break;
+    }
+    line += format(" {} {}", percent == 0 ? "least" : percent == 100 ? "most" : format("{}%", percent), at);
+  }
+  say("{}", line);
+}
+
 ExitCode inspect(const Options& o) {
   constexpr Index kPreview = 64;  // tokens shown of a document
   const Files& files = system_files();
-  TokenFile file(files, o.file);
-  const TokenFileInfo& info = file.info();
-  say("{}: {} documents, {} tokens ({}), vocabulary {}, end of document {}, tokenizer {}", o.file, file.documents(),
-      file.tokens(), file.type(), info.vocab_size, info.end_of_document, hex(info.tokenizer_hash));
-  file.verify();
-  say("checksums, ids and document offsets are good");
   std::optional<Tokenizer> tokenizer;
-  if (!o.tokenizer.empty()) {
-    tokenizer.emplace(Tokenizer::load(files, o.tokenizer));
-    require(tokenizer->hash() == info.tokenizer_hash, ExitCode::data, "{}: its hash is {}, the token file's {}",
-            o.tokenizer, hex(tokenizer->hash()), hex(info.tokenizer_hash));
+  if (!o.tokenizer.empty()) tokenizer.emplace(Tokenizer::load(files, o.tokenizer));
+  std::vector<std::string> paths;
+  for (const std::string& pattern : o.files) {
+    const auto found = expand_glob(files, pattern);
+    require(!found.empty(), ExitCode::data, "{}: no file matches", pattern);
+    paths.insert(paths.end(), found.begin(), found.end());
   }
-  const Index shown = std::min<Index>(std::max(0, o.samples), file.documents());
-  for (Index s = 0; s < shown; ++s) {
-    const Index d = s * file.documents() / shown;
-    const auto [begin, end] = file.document(d);
-    std::vector<std::int32_t> ids(static_cast<std::size_t>(std::min(kPreview, end - begin)));
-    file.read(begin, ids);
-    std::string text;
+  Lengths lengths;
+  Index documents = 0, tokens = 0;
+  for (const std::string& path : paths) {
+    TokenFile file(files, path);
+    const TokenFileInfo& info = file.info();
+    say("{}: {} documents, {} tokens ({}), vocabulary {}, end of document {}, tokenizer {}", path, file.documents(),
+        file.tokens(), file.type(), info.vocab_size, info.end_of_document, hex(info.tokenizer_hash));
+    file.verify();
     if (tokenizer)
-      text = preview(tokenizer->decode(ids));
-    else
-      for (const auto id : ids) text += format("{} ", id);
-    say("--- document {}, {} tokens\n{}", d, end - begin, text);
+      require(tokenizer->hash() == info.tokenizer_hash, ExitCode::data, "{}: its hash is {}, the token file's {}",
+              o.tokenizer, hex(tokenizer->hash()), hex(info.tokenizer_hash));
+    count_lengths(file, lengths);
+    documents += file.documents();
+    tokens += file.tokens();
+  }
+  say("checksums, ids and document offsets are good");
+  if (paths.size() > 1) say("{} files: {} documents, {} tokens", paths.size(), documents, tokens);
+  if (documents > 0) print_lengths(lengths);
+
+  // Samples at equal distances over all documents.
+  const Index shown = std::min<Index>(std::max(0, o.samples), documents);
+  Index before = 0, next = 0;
+  for (const std::string& path : paths) {
+    if (next == shown) break;
+    TokenFile file(files, path);
+    for (; next < shown && next * documents / shown < before + file.documents(); ++next) {
+      const Index d = next * documents / shown - before;
+      const auto [begin, end] = file.document(d);
+      std::vector<std::int32_t> ids(static_cast<std::size_t>(std::min(kPreview, end - begin)));
+      file.read(begin, ids);
+      std::string text;
+      if (tokenizer)
+        text = preview(tokenizer->decode(ids));
+      else
+        for (const auto id : ids) text += format("{} ", id);
+      say("--- {} document {}, {} tokens\n{}", path, d, end - begin, text);
+    }
+    before += file.documents();
   }
   return ExitCode::ok;
 }
@@ -76,7 +129,7 @@ ExitCode inspect(const Options& o) {
 
 RunCommand add_data_inspect(CLI::App& command) {
   const auto o = std::make_shared<Options>();
-  command.add_option("file", o->file, "Token file")->required();
+  command.add_option("files", o->files, "Token files, or globs of them")->required();
   command.add_option("--tokenizer", o->tokenizer, "tokenizer.json, to show text instead of ids");
   command.add_option("--samples", o->samples, "Documents to show")->capture_default_str();
   return [o] { return inspect(*o); };
