@@ -115,6 +115,7 @@ void TokenizeState::check_same(const std::string& text, const std::string& wante
     if (theirs[key] != value) differs(key, text_of(theirs[key]), text_of(value));
   }
   const Json &a = theirs.value("inputs", Json::array()), &b = ours["inputs"];
+  if (!a.is_array()) differs("inputs", text_of(a), text_of(b));
   for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i)
     if (a[i] != b[i]) differs(format("input {}", i), text_of(a[i]), text_of(b[i]));
   if (a.size() != b.size()) differs("the number of inputs", format("{}", a.size()), format("{}", b.size()));

@@ -173,6 +173,8 @@ def test_bad_data(d):
     run("data", "tokenizer", "--vocab-size", 300, "--out", d / "t.json", d / "void", code=3)
     run("data", "tokenize", "--tokenizer", d / "tokenizer.json", "--out", d / "x", d / "void", code=3)
     run("data", "tokenize", "--tokenizer", d / "corpus/000.txt", "--out", d / "x", d / "corpus", code=3)
+    run("data", "tokenize", "--tokenizer", d / "tokenizer.json", "--out", d / "train", d / "corpus", code=2, says="eval_out")
+    (d / "train.state.json").unlink()
     run("data", "tokenize", "--tokenizer", d / "tokenizer.json", "--out", d / "train", d / "corpus", code=5, says="train-00000.h5")
     data = bytearray((d / "train-00000.h5").read_bytes())
     for i in range(len(data) // 2, len(data) // 2 + 64):
