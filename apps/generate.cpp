@@ -24,6 +24,7 @@ struct GenerateOptions {
   SamplingOptions sampling;
   Index tokens = 100, batch_size = 8;
   int ranks = 0;
+  bool special_tokens = false;
 };
 
 struct Prompt {
@@ -32,9 +33,9 @@ struct Prompt {
   std::vector<std::int32_t> ids;
 };
 
-void encode(Prompt& prompt, Encoder& encoder) {
+void encode(Prompt& prompt, Encoder& encoder, bool special) {
   try {
-    encoder.encode(prompt.text, prompt.ids);
+    encoder.encode(prompt.text, prompt.ids, {.special_tokens = special, .template_tokens = special});
   } catch (const Error& e) {
     fail(e.code(), "{}: {}", prompt.place, e.what());
   }
@@ -42,14 +43,14 @@ void encode(Prompt& prompt, Encoder& encoder) {
 
 // A line of a .jsonl file: {"prompt": text} or {"tokens": [ids]}.
 Prompt json_prompt(const std::string& place, const std::string& line, const Tokenizer& tokenizer, Encoder& encoder,
-                   Index vocabulary) {
+                   bool special, Index vocabulary) {
   const nlohmann::json json = nlohmann::json::parse(line, nullptr, false);
   require(json.is_object(), ExitCode::data, "{}: not a JSON object", place);
   Prompt prompt{.place = place};
   if (json.contains("prompt")) {
     require(json["prompt"].is_string(), ExitCode::data, "{}: 'prompt' is no text", place);
     prompt.text = json["prompt"];
-    encode(prompt, encoder);
+    encode(prompt, encoder, special);
     return prompt;
   }
   require(json.contains("tokens") && json["tokens"].is_array(), ExitCode::data,
@@ -70,7 +71,7 @@ std::vector<Prompt> read_prompts(const GenerateOptions& o, const Tokenizer& toke
   Encoder encoder(tokenizer);
   if (o.prompts.empty()) {
     prompts.push_back({.place = "--prompt", .text = o.prompt});
-    encode(prompts.back(), encoder);
+    encode(prompts.back(), encoder, o.special_tokens);
   } else {
     const std::string text = read_file(system_files(), o.prompts);
     const bool json = o.prompts.ends_with(".jsonl");
@@ -81,10 +82,10 @@ std::vector<Prompt> read_prompts(const GenerateOptions& o, const Tokenizer& toke
       if (line.ends_with('\r')) line.pop_back();
       const std::string place = format("{}:{}", o.prompts, number);
       if (json) {
-        prompts.push_back(json_prompt(place, line, tokenizer, encoder, model.vocab_size));
+        prompts.push_back(json_prompt(place, line, tokenizer, encoder, o.special_tokens, model.vocab_size));
       } else {
         prompts.push_back({.place = place, .text = line});
-        encode(prompts.back(), encoder);
+        encode(prompts.back(), encoder, o.special_tokens);
       }
     }
     require(!prompts.empty(), ExitCode::data, "{}: no prompt in it", o.prompts);
@@ -238,6 +239,10 @@ RunCommand add_generate(CLI::App& command) {
       ->check([](const std::string& s) { return s.empty() ? "is empty" : ""; });
   command.add_option("--seed", o->sampling.seed, "Of the sampling: the same seed and prompt give the same text")
       ->capture_default_str();
+  command.add_flag(
+      "--special-tokens", o->special_tokens,
+      "Text of a prompt that spells a special token becomes it, and the tokenizer's template adds its own, "
+      "as a beginning of sequence");
   command.add_option("--tokenizer", o->tokenizer, "tokenizer.json, when the job names none");
   command.add_option("--ranks", o->ranks, "Ranks as threads of this process")->check(CLI::Range(1, 256));
   return [o] {

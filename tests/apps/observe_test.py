@@ -201,7 +201,7 @@ def test_report(d):
     follow = None
     try:
         metrics_file = d / "going/metrics.jsonl"
-        for _ in range(1000):
+        for _ in range(3000):
             if metrics_file.exists() and metrics_file.stat().st_size > 2000:
                 break
             time.sleep(0.02)
@@ -210,7 +210,7 @@ def test_report(d):
         text = (d / "going/report.html").read_text()
         check("not ended" in text and '"reload":1' in text, "a page of a run that goes on loads itself again")
         written = (d / "going/report.html").stat().st_ino
-        for _ in range(1000):
+        for _ in range(3000):
             if (d / "going/report.html").stat().st_ino != written:
                 break
             time.sleep(0.02)

@@ -3,6 +3,7 @@
 Run: text_test.py DSTRAIN SOURCE_DIR [NAME...]."""
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -109,12 +110,22 @@ def test_sampling(d):
         prompt_tokens = 64 + 1 - len(line["tokens"])
         check(line["reason"] == "end_of_document" or 0 < prompt_tokens <= 64 and line["reason"] == "positions", str(line))
 
-    # Tokens come as they are made: the first before the last.
-    process = subprocess.Popen([DSTRAIN, "generate", str(d / "run"), "--prompt", "the", "--tokens", "40", "--temperature", "0"], env=ENV, stdout=subprocess.PIPE, bufsize=0)
+    # A prompt is text, unless it is asked to be more.
+    special = write(d / "special.jsonl", [{"prompt": "<|endoftext|>z"}])
+    tokens = write(d / "tokens.jsonl", [{"tokens": [0, next(i for i, t in spelling(d).items() if t == b"z")]}])
+    of = lambda path, *options: lines_of(run("generate", d / "run", "--prompts", path, *greedy, *options))[0]["tokens"]
+    check(of(special, "--special-tokens") == of(tokens), "a special token in a prompt")
+    check(of(special) != of(tokens), "a special token's text is text")
+
+    # Tokens come as they are made. Such a pipe keeps writes apart, however late they are read.
+    out, into = os.pipe2(os.O_DIRECT)
+    process = subprocess.Popen([DSTRAIN, "generate", str(d / "run"), "--prompt", "the", "--tokens", "40", "--temperature", "0"], env=ENV, stdout=into)
+    os.close(into)
     parts = []
-    while part := process.stdout.read(1000):
+    while part := os.read(out, 4096):
         parts.append(part)
-    check(process.wait() == 0 and len(parts) > 3, f"a stream of {len(parts)} parts")
+    os.close(out)
+    check(process.wait() == 0 and len(parts) >= 10, f"a stream of {len(parts)} parts")
 
     long = d / "long.txt"
     long.write_text("the\n" + "the quick brown fox " * 40 + "\n")
@@ -126,7 +137,7 @@ def test_sampling(d):
     run("generate", d / "run", "--prompts", d / "missing.txt", code=3, says="missing.txt")
     run("generate", d / "run", "--prompts", long, "--prompt", "x", code=2)
     run("generate", d / "run", "--stop", "", code=2)
-    for bad, says in (("{", "not a JSON object"), ("[]", "not a JSON object"), ("{}", "neither"), ('{"prompt": 3}', "no text"), ('{"tokens": [3, -1]}', "no id"),
+    for bad, says in (("{", "not a JSON object"), ("[" * 1000000, "not a JSON object"), ('{"prompt": "\\ud800"}', "not a JSON object"), ("[]", "not a JSON object"), ("{}", "neither"), ('{"prompt": 3}', "no text"), ('{"tokens": [3, -1]}', "no id"),
                       ('{"tokens": [300]}', "no id"), ('{"tokens": [1.5]}', "no id"), ('{"tokens": 3}', "neither")):
         (d / "bad.jsonl").write_text('{"prompt": "the"}\n' + bad + "\n")
         run("generate", d / "run", "--prompts", d / "bad.jsonl", code=3, says=["bad.jsonl:2: ", says])
@@ -197,7 +208,7 @@ def test_choices(d):
                 check(all(abs(a - b) <= 2e-6 * abs(b) for a, b in zip(line["log_likelihoods"], expected, strict=True)), f"{name} {mesh}: {line}, not {expected}")
     run("eval", directory, "--choices", path, says=["acc ", "acc_norm", "5 questions"])
     good = '{"context": "a", "choices": ["b", "c"], "answer": 0}\n'
-    for bad, says in (("nonsense", "not a JSON object"), ('{"choices": ["a"], "answer": 0}', "'context'"), ('{"context": "a", "answer": 0}', "'choices'"), ('{"context": "a", "choices": [], "answer": 0}', "'choices'"),
+    for bad, says in (("nonsense", "not a JSON object"), ('{"a":' * 1000000, "not a JSON object"), ('{"context": "a", "choices": ["b"], "answer": 18446744073709551616}', "'answer'"), ('{"choices": ["a"], "answer": 0}', "'context'"), ('{"context": "a", "answer": 0}', "'choices'"), ('{"context": "a", "choices": [], "answer": 0}', "'choices'"),
                       ('{"context": "a", "choices": ["b", 3], "answer": 0}', "choice 1"), ('{"context": "a", "choices": ["b", ""], "answer": 0}', "choice 1"), ('{"context": "a", "choices": ["b"], "answer": 1}', "'answer'"),
                       ('{"context": "a", "choices": ["b"], "answer": -1}', "'answer'"), ('{"context": "a", "choices": ["b"], "answer": "0"}', "'answer'"), (json.dumps({"context": "a" * 200, "choices": ["b"], "answer": 0}), "positions"), ("", "not a JSON object")):
         (d / "bad.jsonl").write_text(good + bad + "\n" + good)
