@@ -106,18 +106,22 @@ function memoryCard(run, r) {
   const card = html("section", { class: "card memory" }, html("h3", {}, many ? `${run.name}: memory of a rank` : "Memory of a rank, as planned"));
   const purposes = [...new Set(run.ranks.flatMap((rank) => rank.memory.map(([purpose]) => purpose)))];
   const bytes = run.ranks.map((rank) => new Map(rank.memory));
-  const totals = bytes.map((m) => [...m.values()].reduce((a, b) => a + b, 0));
-  const largest = Math.max(...totals, 1);
+  // On a GPU what lies in host memory is another budget.
+  const onHost = (purpose) => purpose.endsWith(" (host)");
+  const totals = (host) => bytes.map((m) => [...m].filter(([p]) => onHost(p) === host).reduce((sum, [, b]) => sum + b, 0));
+  const own = totals(false), largest = Math.max(...own, 1);
   run.ranks.slice(0, 8).forEach((rank, i) => {
     const bar = html("div", { class: "bar", title: rank.label });
-    purposes.forEach((p, k) => bar.append(html("i", { style: `width:${(100 * (bytes[i].get(p) || 0)) / largest}%;background:${color(k)}`, title: p })));
+    purposes.forEach((p, k) => onHost(p) || bar.append(html("i", { style: `width:${(100 * (bytes[i].get(p) || 0)) / largest}%;background:${color(k)}`, title: p })));
     if (run.ranks.length > 1) card.append(html("div", { class: "note" }, rank.label));
     card.append(bar);
   });
   const head = html("tr", {}, html("th", {}, "purpose"), ...run.ranks.map((rank) => html("th", {}, rank.label)));
   const rows = purposes.map((p, k) => html("tr", {}, html("td", {}, swatch(color(k)), p),
     ...bytes.map((m) => html("td", {}, m.has(p) ? bytesText(m.get(p)) : ""))));
-  rows.push(html("tr", { class: "total" }, html("td", {}, "total"), ...totals.map((t) => html("td", {}, bytesText(t)))));
+  const total = (name, sums) => rows.push(html("tr", { class: "total" }, html("td", {}, name), ...sums.map((t) => html("td", {}, bytesText(t)))));
+  total(purposes.some(onHost) ? "GPU total" : "total", own);
+  if (purposes.some(onHost)) total("host total", totals(true));
   card.append(html("table", {}, html("thead", {}, head), html("tbody", {}, ...rows)));
   return card;
 }
