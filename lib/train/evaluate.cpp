@@ -72,8 +72,9 @@ Evaluator::Evaluator(const Config& config, const Files& files, const Clock& cloc
       reader_(sources_, sampler_,
               data_plan(config, engine.coordinates(), samples_, engine.stream().device() == Device::cuda)) {
   check_tokenizer(config, files, sources_.info(), config.data.eval.front().path);
-  if (config.data.eval.front().weight > 0)
-    sources_.require_epochs(sampler_, samples_, 1, "data.eval", format("eval.samples: {}", samples_));
+  // A mixture reads an entry once unless told otherwise; a list reads all of them once.
+  sources_.require_epochs(sampler_, samples_, config.data.eval.front().weight > 0 ? 1 : 0, "data.eval",
+                          format("{} samples of an evaluation", samples_));
   tokens_ = predicted_tokens(sources_, sampler_, 0, samples_, config.data.document_mask);
   require(tokens_ > 0, ExitCode::data, "data.eval: no token to predict in {} sample(s)", samples_);
 }

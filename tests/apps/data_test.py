@@ -300,6 +300,16 @@ def hostile_text(d):
     refused("a.txt.gz", b"no gzip", "a.txt.gz: damaged before byte 2")
     refused("a.txt.zst", b"no zstd at all", "a.txt.zst: damaged before byte 0")
     refused("a.txt", b" \n\t\n", "no text: 1 document(s) in 1 file(s), all empty")
+    for name, says in [("big.txt.zst", "; --documents blank-line or record cuts it"), ("big.jsonl.zst", "")]:
+        with open(d / name, "wb") as f:  # 2^30 and some bytes of one letter
+            zstd = subprocess.Popen(["zstd", "-q"], stdin=subprocess.PIPE, stdout=f)
+            for _ in range(1025):
+                zstd.stdin.write(b"x" * 2**20)
+            zstd.stdin.close()
+            check(zstd.wait() == 0, "zstd")
+        run("data", "tokenize", "--tokenizer", path, "--out", d / "out/x", d / name, code=3,
+            says=f"{name}: line 1: a document of more than 1073741824 bytes{says}")
+        (d / name).unlink()
     refused("a.pdf", b"x", "not text that is read")
     refused("a.txt", b"x", "--documents: ", "--documents", "page", code=2)
 

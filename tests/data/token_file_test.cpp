@@ -246,33 +246,35 @@ TEST_CASE("each fault of a token file has its own words") {
 
 TEST_CASE("a token's document is right or an error, whatever the offsets are") {
   const Temporary t;
-  const std::int64_t values[] = {INT64_MIN, -1, 0, 1, 3, 4, 5, 6, INT64_MAX};
+  const std::int64_t values[] = {INT64_MIN, 0, 1, 3, 5, 6, INT64_MAX};
   int errors = 0, answers = 0;
   for (const std::int64_t a : values)
     for (const std::int64_t b : values)
-      for (const std::int64_t c : values) {
-        Handmade h;
-        h.offsets = {a, b, c};
-        INFO(a << " " << b << " " << c);
-        TokenFile file(system_files(), h.write(t / "h.h5"));
-        for (Index token = 0; token < 5; ++token) {
-          const std::string said = message([&] {
-            const auto [begin, end] = file.document(file.document_of(token));
-            CHECK((0 <= begin && begin <= token && token < end && end <= 5));
-            std::vector<Index> starts;
-            file.document_starts(token, 5, starts);
-            Index previous = token;
-            for (const Index start : starts) {
-              CHECK((start > previous && start < 5));
-              previous = start;
-            }
-            ++answers;
-          });
-          if (said.empty()) continue;
-          ++errors;
-          CHECK_THAT(said, Catch::Matchers::StartsWith(t / "h.h5: document_offsets["));
+      for (const std::int64_t c : values)
+        for (const std::int64_t d : values) {
+          Handmade h;
+          h.offsets = {a, b, c, d};
+          h.document_count = 3;
+          INFO(a << " " << b << " " << c << " " << d);
+          TokenFile file(system_files(), h.write(t / "h.h5"));
+          for (Index token = 0; token < 5; ++token) {
+            const std::string said = message([&] {
+              const auto [begin, end] = file.document(file.document_of(token));
+              CHECK((0 <= begin && begin <= token && token < end && end <= 5));
+              std::vector<Index> starts;
+              file.document_starts(token, 5, starts);
+              Index previous = token;
+              for (const Index start : starts) {
+                CHECK((start > previous && start < 5));
+                previous = start;
+              }
+              ++answers;
+            });
+            if (said.empty()) continue;
+            ++errors;
+            CHECK_THAT(said, Catch::Matchers::StartsWith(t / "h.h5: document_offsets["));
+          }
         }
-      }
   CHECK(answers > 5);
   CHECK(errors > 3000);
 }

@@ -238,6 +238,15 @@ TEST_CASE("a run goes on with its mixture and its mask on other data ranks, and 
   std::string other = list;
   other.replace(other.find("weight: 3"), 9, "weight: 4");
   CHECK_THAT(message({"data.train=" + other, "training.steps=13"}), Catch::Matchers::Contains("its tokens or weights"));
+  // An evaluation counts too: by default it reads each entry of a mixture once.
+  const std::string eval = list.substr(0, list.find(", epochs")) + "}]";
+  CHECK_THAT(message({"data.train=" + list, "data.eval=" + eval, "eval.samples=48", "training.steps=13"}),
+             Catch::Matchers::Contains("data.eval[1]"));
+  CHECK_THAT(message({"data.train=" + list, "training.steps=13",
+                      format("data.eval=[{{path: '{}', epochs: 0.5}}]", f.directory / "eval-*.h5")}),
+             Catch::Matchers::Contains("10 samples of an evaluation read it 1.000 times, and its epochs are 0.500"));
+  CHECK(message({"data.train=" + list, "data.eval=" + eval, "eval.samples=40", "training.steps=13",
+                 "data.document_mask=true"}) == "");
   // 15 steps of 24 samples, a fourth of them from a source of 10 samples.
   CHECK(message({"data.train=" + list, "training.steps=15"}) == "");
   CHECK_THAT(message({"data.train=" + list, "training.steps=16"}),
