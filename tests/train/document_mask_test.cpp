@@ -132,10 +132,13 @@ TEST_CASE("a packed and masked batch has the loss and gradients of its documents
       };
       // The mask is what makes them equal.
       CHECK(std::fabs(packed(job(1, 1, 1, "false")).eval_loss - expected.eval_loss) > 1e-3);
-      for (const int d : {1, 2, 3})
-        for (const int t : {1, 2, 3})
-          for (const int p : {1, 2}) {
-            if (!fits(model, t, p) || d * t * p > 8) continue;
+      int meshes = 0;
+      for (const int ranks : {1, 2, 3, 4, 6, 8})
+        for (int t = 1; t <= ranks; ++t)
+          for (int p = 1; t * p <= ranks; ++p) {
+            if (ranks % (t * p) != 0 || !fits(model, t, p)) continue;
+            const int d = ranks / (t * p);
+            ++meshes;
             INFO(model.name << " on " << device << ": data " << d << ", tensor " << t << ", pipeline " << p);
             const Outcome ours = packed(job(d, t, p, "true"));
             CHECK(ours.valid == expected.valid);
@@ -148,6 +151,7 @@ TEST_CASE("a packed and masked batch has the loss and gradients of its documents
                     gradient_tolerance(model.layers, static_cast<Index>(fragments.size()) * kLength));
             }
           }
+      CHECK(meshes >= 16);
     }
   }
 }
