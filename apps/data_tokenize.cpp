@@ -4,9 +4,11 @@
 
 #include <cstdio>
 #include <memory>
+#include <optional>
 
 #include "apps/data.h"
 #include "apps/ranks.h"
+#include "lib/comm/agree.h"
 #include "lib/core/clock.h"
 #include "lib/core/thread_pool.h"
 #include "lib/data/tokenize.h"
@@ -76,21 +78,24 @@ ExitCode run(const Options& o) {
   require(o.eval_out != o.out, ExitCode::usage, "--eval-out: must differ from --out");
   require(!o.key.empty(), ExitCode::usage, "--key: empty");
   run_ranks(o.ranks, [&](World& world) {
-    const Tokenizer tokenizer = Tokenizer::load(files, o.tokenizer);
-    const TokenizeOptions options{.texts = find_text(files, o.inputs),
-                                  .rule = document_rule(o.documents),
-                                  .key = o.key,
-                                  .out = o.out,
-                                  .eval_out = o.eval_out,
-                                  .eval_fraction = o.eval_fraction,
-                                  .tokens_per_file = o.tokens_per_file};
     std::vector<int> members;
     for (int r = 0; r < world.size(); ++r) members.push_back(r);
     const auto group = world.group(Poster::loader, GroupKind::control, members);
+    std::optional<Tokenizer> tokenizer;
+    TokenizeOptions options{.rule = document_rule(o.documents),
+                            .key = o.key,
+                            .out = o.out,
+                            .eval_out = o.eval_out,
+                            .eval_fraction = o.eval_fraction,
+                            .tokens_per_file = o.tokens_per_file};
+    Agreement(*group).together([&] {
+      tokenizer.emplace(Tokenizer::load(files, o.tokenizer));
+      options.texts = find_text(files, o.inputs);
+    });
     const int threads = o.threads > 0 ? o.threads : std::max(1, available_cores() / world.local_size());
     ProgressLine line;
     const TokenizeResult result =
-        tokenize(files, tokenizer, options, threads, *group, [&](const TokenizeProgress& p) { line.show(p); });
+        tokenize(files, *tokenizer, options, threads, *group, [&](const TokenizeProgress& p) { line.show(p); });
     line.end();
     if (world.rank() != 0) return;
     const TokenizeStatistics& all = result.statistics;

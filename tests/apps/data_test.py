@@ -297,6 +297,11 @@ def hostile_text(d):
     refused("a.jsonl", good + b'{"text": 7}\n', "a.jsonl: line 2: expected text under 'text', found a number")
     refused("a.jsonl", good + b'{"text": "\xff"}\n', "a.jsonl: line 2: not JSON")
     refused("a.jsonl", good, "a.jsonl: line 1: no key 'body'", "--key", "body")
+    # Ranks say what one of them met, once.
+    for bad, says in [(d / "none.txt", "no such file"), (d / "a.jsonl", "line 1: no key 'body'")]:
+        output = run("data", "tokenize", "--tokenizer", path, "--out", d / "out/x", "--key", "body", bad, code=3,
+                     says=says, ranks=3)
+        check(output.count("dstrain: ") == 1, output)
     refused("a.txt.gz", gzip.compress(b"some text " * 9999)[:-20], "a.txt.gz: it ends too early")
     refused("a.txt.gz", b"no gzip", "a.txt.gz: damaged before byte 2")
     refused("a.txt.zst", b"no zstd at all", "a.txt.zst: damaged before byte 0")
