@@ -107,6 +107,7 @@ RunCommand add_bench(CLI::App& command) {
       {"step", "A training step on random tokens, and where its time goes", add_bench_step},
       {"checkpoint", "How long a save stops training, and how long it takes", add_bench_checkpoint},
       {"loader", "How long training waits for its data", add_bench_loader},
+      {"tokenizer", "Megabytes and tokens a second and core", add_bench_tokenizer},
   };
   command.require_subcommand(1);
   std::vector<std::pair<const CLI::App*, RunCommand>> commands;

@@ -65,5 +65,6 @@ RunCommand add_bench_ops(CLI::App& command);
 RunCommand add_bench_step(CLI::App& command);
 RunCommand add_bench_checkpoint(CLI::App& command);
 RunCommand add_bench_loader(CLI::App& command);
+RunCommand add_bench_tokenizer(CLI::App& command);
 
 }  // namespace dstrain

@@ -6,12 +6,15 @@
 #include "apps/data.h"
 #include "lib/core/clock.h"
 #include "lib/core/hash.h"
+#include "lib/core/thread_pool.h"
 #include "lib/data/documents.h"
 #include "lib/tokenizer/bpe_trainer.h"
 
 namespace dstrain {
 
 namespace {
+
+constexpr std::size_t kBatchBytes = 16u << 20;
 
 struct Options {
   std::vector<std::string> inputs;
@@ -20,6 +23,7 @@ struct Options {
   std::string documents = "file", key = "text";
   Index vocab_size = 0;
   Index min_frequency = 0;
+  int threads = 0;  // 0: all cores
 };
 
 ExitCode train_tokenizer(const Options& o) {
@@ -29,19 +33,30 @@ ExitCode train_tokenizer(const Options& o) {
           o.vocab_size);
   require(!files.exists(o.out), ExitCode::write, "{} exists; remove it, or choose another name", o.out);
   std::optional<BpeTrainer> trainer;
-  for (const Split split : {Split::gpt2, Split::llama3, Split::deepseek_v3})
+  for (const Split split : kSplits)
     if (o.split == name_of(split)) trainer.emplace(split);
   const double begin = system_clock().now();
   DocumentReader reader(files, find_text(files, o.inputs), document_rule(o.documents));
+  ThreadPool pool(o.threads > 0 ? o.threads : available_cores());
+  std::vector<std::string> batch;  // read before they are counted on all threads
+  std::size_t batch_bytes = 0;
+  const auto count = [&] {
+    trainer->add(batch, pool);
+    batch.clear();
+    batch_bytes = 0;
+  };
   Index documents = 0;
   double bytes = 0;
   for (RawDocument raw; reader.next(raw);) {
-    const std::string text = text_of(std::move(raw), reader.texts(), o.key);
+    std::string text = text_of(std::move(raw), reader.texts(), o.key);
     if (is_blank(text)) continue;
     ++documents;
     bytes += static_cast<double>(text.size());
-    trainer->add(text);
+    batch_bytes += text.size();
+    batch.push_back(std::move(text));
+    if (batch_bytes >= kBatchBytes) count();
   }
+  count();
   require(documents > 0, ExitCode::data, "no text: all of the {} files are empty", reader.texts().size());
   const Tokenizer tokenizer = trainer->train(o.vocab_size, o.min_frequency);
   files.make_directory(parent_path(o.out));
@@ -69,10 +84,13 @@ RunCommand add_data_tokenizer(CLI::App& command) {
       ->required();
   command.add_option("--out", o->out, "tokenizer.json to write")->required();
   command.add_option("--split", o->split, "How text is cut into pieces before merging")
-      ->check(CLI::IsMember({"gpt2", "llama3", "deepseek_v3"}))
+      ->check(CLI::IsMember({"gpt2", "llama3", "qwen2", "deepseek_v3"}))
       ->capture_default_str();
   command.add_option("--min-frequency", o->min_frequency, "Least number of occurrences of a pair that is merged")
       ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command.add_option("--threads", o->threads, "Threads that count; 0 is every core. The result is the same")
+      ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   return [o] { return train_tokenizer(*o); };
 }

@@ -1,13 +1,12 @@
 #include "lib/tokenizer/bpe_trainer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 #include <queue>
 
 #include "lib/core/errors.h"
-#include "lib/core/hash.h"
 #include "lib/tokenizer/byte_alphabet.h"
-#include "lib/tokenizer/utf8.h"
 
 namespace dstrain {
 
@@ -54,35 +53,36 @@ struct Words {
 
 }  // namespace
 
-std::size_t BpeTrainer::Hash::operator()(std::string_view s) const { return static_cast<std::size_t>(xxh3(s)); }
+namespace {
 
-void BpeTrainer::add(std::string_view text) {
-  const auto count = [&](std::string_view piece) {
-    const auto known = counts_.find(piece);
-    if (known != counts_.end())
-      ++known->second;
-    else
-      counts_.emplace(std::string(piece), 1);
+// A place at or behind `at` where every split cuts, whatever lies around: between a letter and a space that a letter
+// follows. text.size() when there is none.
+std::size_t safe_cut(std::string_view text, std::size_t at) {
+  const auto letter = [&](std::size_t i) {
+    return (text[i] >= 'a' && text[i] <= 'z') || (text[i] >= 'A' && text[i] <= 'Z');
   };
-  while (!text.empty()) {
-    const std::size_t good = utf8::valid_prefix(text);
-    ends_.clear();
-    append_pieces(split_, text, 0, good, ends_);
-    std::size_t begin = 0;
-    for (const std::size_t end : ends_) {
-      count(text.substr(begin, end - begin));
-      begin = end;
-    }
-    text.remove_prefix(good);
-    const std::size_t bad = utf8::invalid_prefix(text);
-    if (bad > 0) count(text.substr(0, bad));
-    text.remove_prefix(bad);
-  }
+  for (at = std::max<std::size_t>(at, 1); at + 1 < text.size(); ++at)
+    if (text[at] == ' ' && letter(at - 1) && letter(at + 1)) return at;
+  return text.size();
 }
 
-void BpeTrainer::absorb(const BpeTrainer& other) {
-  check(split_ == other.split_, "two splits");
-  for (const auto& [piece, count] : other.counts_) counts_[piece] += count;
+}  // namespace
+
+void BpeTrainer::add(std::span<const std::string> documents, ThreadPool& pool) {
+  constexpr std::size_t kPart = 1u << 18;
+  std::vector<std::string_view> parts;
+  for (std::string_view rest : documents)
+    while (!rest.empty()) {
+      const std::size_t cut = rest.size() < 2 * kPart ? rest.size() : safe_cut(rest, kPart);
+      parts.push_back(rest.substr(0, cut));
+      rest.remove_prefix(cut);
+    }
+  const auto threads = static_cast<std::size_t>(pool.threads());
+  while (counters_.size() < threads) counters_.emplace_back(split_);
+  std::atomic<std::size_t> next = 0;
+  pool.parallel_for(pool.threads(), [&](std::int64_t t) {
+    for (std::size_t i; (i = next++) < parts.size();) counters_[static_cast<std::size_t>(t)].add_text(parts[i]);
+  });
 }
 
 Tokenizer BpeTrainer::train(Index vocab_size, std::int64_t min_frequency) const {
@@ -101,7 +101,11 @@ Tokenizer BpeTrainer::train(Index vocab_size, std::int64_t min_frequency) const 
   }
 
   // Sorted, so that nothing depends on the order of a hash table.
-  std::vector<std::pair<std::string_view, std::int64_t>> pieces(counts_.begin(), counts_.end());
+  PieceCounter counter = counters_[0];
+  for (std::size_t i = 1; i < counters_.size(); ++i)
+    counters_[i].for_each([&](std::string_view piece, std::int64_t count) { counter.add(piece, count); });
+  std::vector<std::pair<std::string_view, std::int64_t>> pieces;
+  counter.for_each([&](std::string_view piece, std::int64_t count) { pieces.emplace_back(piece, count); });
   std::sort(pieces.begin(), pieces.end());
   std::size_t total = 0;
   for (const auto& [piece, count] : pieces) total += piece.size();

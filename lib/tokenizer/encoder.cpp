@@ -14,50 +14,64 @@ namespace dstrain {
 
 namespace {
 
-// Remembers the ids of pieces. When it is full it starts again.
+// Remembers the ids of pieces. It grows to a size that caches of processors hold a good part of, then starts again.
 class PieceCache {
  public:
   static constexpr std::size_t kLongest = 64;  // bytes of a piece that is remembered
 
-  PieceCache() : slots_(kSlots) {}
+  PieceCache() : slots_(kFirst) {}
 
   // The ids of a piece; null when it is not there.
   const std::int32_t* find(std::string_view piece, std::uint64_t hash, std::size_t& count) const {
-    for (std::size_t i = hash & (kSlots - 1);; i = (i + 1) & (kSlots - 1)) {
+    const std::size_t mask = slots_.size() - 1;
+    for (std::size_t i = hash & mask;; i = (i + 1) & mask) {
       const Slot& s = slots_[i];
       if (s.size == 0) return nullptr;
-      if (s.hash == static_cast<std::uint32_t>(hash >> 32) && s.size == piece.size() &&
-          std::memcmp(text_.data() + s.text, piece.data(), s.size) == 0) {
+      if (s.hash == hash && s.size == piece.size() && std::memcmp(text_.data() + s.text, piece.data(), s.size) == 0) {
         count = s.count;
         return ids_.data() + s.ids;
       }
     }
   }
   void add(std::string_view piece, std::uint64_t hash, const std::int32_t* ids, std::size_t count) {
-    if (used_ >= kSlots / 2) {
-      std::fill(slots_.begin(), slots_.end(), Slot{});
-      text_.clear();
-      ids_.clear();
-      used_ = 0;
-    }
-    std::size_t i = hash & (kSlots - 1);
-    while (slots_[i].size != 0) i = (i + 1) & (kSlots - 1);
-    slots_[i] = {.hash = static_cast<std::uint32_t>(hash >> 32),
-                 .text = static_cast<std::uint32_t>(text_.size()),
-                 .ids = static_cast<std::uint32_t>(ids_.size()),
-                 .size = static_cast<std::uint16_t>(piece.size()),
-                 .count = static_cast<std::uint16_t>(count)};
+    if (used_ * 2 >= slots_.size()) grow();
+    place({.hash = hash,
+           .text = static_cast<std::uint32_t>(text_.size()),
+           .ids = static_cast<std::uint32_t>(ids_.size()),
+           .size = static_cast<std::uint16_t>(piece.size()),
+           .count = static_cast<std::uint16_t>(count)});
     text_ += piece;
     ids_.insert(ids_.end(), ids, ids + count);
     ++used_;
   }
 
  private:
-  static constexpr std::size_t kSlots = 1u << 18;
+  static constexpr std::size_t kFirst = 1u << 10, kMost = 1u << 18;
   struct Slot {
-    std::uint32_t hash = 0, text = 0, ids = 0;
+    std::uint64_t hash = 0;
+    std::uint32_t text = 0, ids = 0;
     std::uint16_t size = 0, count = 0;
   };
+
+  void place(const Slot& slot) {
+    const std::size_t mask = slots_.size() - 1;
+    std::size_t i = slot.hash & mask;
+    while (slots_[i].size != 0) i = (i + 1) & mask;
+    slots_[i] = slot;
+  }
+  void grow() {
+    std::vector<Slot> old(slots_.size() == kMost ? kFirst : slots_.size() * 2);
+    old.swap(slots_);
+    if (old.size() == kMost) {
+      text_.clear();
+      ids_.clear();
+      used_ = 0;
+      return;
+    }
+    for (const Slot& s : old)
+      if (s.size != 0) place(s);
+  }
+
   std::vector<Slot> slots_;
   std::string text_;
   std::vector<std::int32_t> ids_;
