@@ -207,6 +207,30 @@ TEST_CASE("long pieces take time in proportion") {
   }
 }
 
+TEST_CASE("threads do not change what is trained") {
+  const std::vector<std::string> documents(20, golden("tokenizer_corpus.txt") + std::string(3, '\xff'));
+  const std::vector<std::string> one = {[&] {
+    std::string all;
+    for (const auto& d : documents) all += d;
+    return all;
+  }()};
+  for (const Split split : kSplits) {
+    BpeTrainer plain(split);
+    for (const auto& d : documents) plain.add(d);
+    const std::string expected = plain.train(500).to_json();
+    for (const int threads : {1, 3}) {
+      ThreadPool pool(threads);
+      BpeTrainer trainer(split), large(split), whole(split);
+      trainer.add(documents, pool);
+      CHECK(trainer.train(500).to_json() == expected);
+      // One document that is cut: the same pieces as uncut.
+      large.add(one, pool);
+      whole.add(one[0]);
+      CHECK(large.train(500).to_json() == whole.train(500).to_json());
+    }
+  }
+}
+
 TEST_CASE("training stops when there is nothing left to merge") {
   BpeTrainer trainer(Split::gpt2);
   trainer.add("ab ab");
