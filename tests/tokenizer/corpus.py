@@ -125,3 +125,9 @@ def lines(count=100_000, long_bytes=10_000_000, seed=4):
         long += more + b" "
     out.insert(count // 2, bytes(long[:long_bytes]).decode(errors="ignore").encode())
     return out
+
+
+def characters():
+    """Every character, alone, beside letters and marks, and twice: lines of 500."""
+    codes = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    return ["".join(f"a{chr(c)}b {chr(c)}\u0301{chr(c)} " for c in codes[i:i + 500]).encode() for i in range(0, len(codes), 500)]

@@ -3,7 +3,8 @@
 
 build/deps/venv/bin/python equality_test.py TOKENIZE_LINES [--lines N] [--long BYTES] [--kind NAME ...]
 
-Each kind sees N lines of the corpus of corpus.py, its own N of the 100,000, and one long line. --lines 100000 is the whole.
+Each kind sees N lines of the corpus of corpus.py, its own N of the 100,000, as large a share of lines with every character,
+and one long line. --lines 99999 is the whole.
 """
 import argparse
 import json
@@ -88,7 +89,7 @@ def main():
     parser.add_argument("--kind", nargs="*")
     parser.add_argument("--keep-going", action="store_true")
     args = parser.parse_args()
-    whole = corpus.lines(100_000, 10_000_000)
+    whole, characters = corpus.lines(100_000, 10_000_000), corpus.characters()
     at = max(range(len(whole)), key=lambda i: len(whole[i]))
     long_line = whole.pop(at)
     learn = [x.decode() for x in whole[::9] if is_utf8(x)]
@@ -101,6 +102,7 @@ def main():
             begin = time.time()
             step = max(1, len(whole) // args.lines)
             lines = whole[n % step::step][:args.lines] + [long_line[:args.long].decode(errors="ignore").encode()]
+            lines += characters[n % step::step if step == 1 else 4 * step]
             try:
                 tokens = compare(name, kind, lines, args.program, directory, False, False)
                 few = lines[::7] + [b"", b"<|endoftext|>", b" </s> "]
