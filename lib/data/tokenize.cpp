@@ -15,7 +15,7 @@ namespace dstrain {
 namespace {
 
 constexpr std::size_t kUnitBytes = 1 << 18;
-constexpr std::size_t kWindowUnits = 64;
+constexpr std::size_t kWindowBytes = 64 * kUnitBytes;
 
 enum class Side : unsigned char { empty, train, eval };
 
@@ -185,16 +185,17 @@ class Worker {
     Window window;
     try {
       RawDocument document;
-      std::size_t bytes = kUnitBytes;  // of the last unit
-      while (reader_.next(document)) {
-        if (bytes >= kUnitBytes) {
+      std::size_t bytes = 0, of_unit = kUnitBytes;  // of the window, and of its last unit
+      while (bytes < kWindowBytes && reader_.next(document)) {
+        if (of_unit >= kUnitBytes) {
           window.units.emplace_back();
-          bytes = 0;
+          of_unit = 0;
         }
-        bytes += document.bytes.size() + sizeof document;
+        const std::size_t n = document.bytes.size() + sizeof document;
+        bytes += n;
+        of_unit += n;
         window.units.back().raw.push_back(std::move(document));
         document = {};
-        if (window.units.size() >= kWindowUnits && bytes >= kUnitBytes) break;
       }
     } catch (...) {
       window.error = std::current_exception();

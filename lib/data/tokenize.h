@@ -3,7 +3,8 @@
 //
 // Every rank reads the inputs and cuts them into the same units of about 256 KiB; unit u is encoded by rank u mod
 // ranks, on any of its threads; rank 0 writes the results in order. Reading the next units, encoding these and writing
-// the last go on together. Memory of a rank: three windows of 64 units, or of one larger document each.
+// the last go on together. Memory of a rank: three windows of 16
+// MiB of text, each with one more document at most, and their ids.
 
 #include <functional>
 
