@@ -20,7 +20,7 @@ void JobOptions::declare(CLI::App& command) {
 RandomData::RandomData(const Config& config, bool pinned) {
   const StepShape plan = step_shape(config);
   const Index rows = plan.micro_batch_size * plan.length;
-  const std::size_t bytes = static_cast<std::size_t>(rows) * 24 + static_cast<std::size_t>(plan.micro_batch_size) * 8;
+  const std::size_t bytes = static_cast<std::size_t>(rows) * 28 + static_cast<std::size_t>(plan.micro_batch_size) * 8;
   memory_ = pinned ? Buffer::pinned("bench batches", bytes) : Buffer("bench batches", Device::cpu, bytes);
   std::byte* at = memory_.data();
   const auto take = [&](DType type, Index n) {
@@ -35,6 +35,7 @@ RandomData::RandomData(const Config& config, bool pinned) {
   batch.targets = take(DType::i32, rows);
   batch.positions = take(DType::i32, rows);
   batch.loss_weights = take(DType::f32, rows);
+  if (config.data.document_mask) batch.first_keys = take(DType::i32, rows);  // one document a sample
   const Philox generator = philox(1, "bench tokens");
   const auto vocabulary = static_cast<std::uint32_t>(config.model.vocab_size);
   for (Index i = 0; i < rows; ++i) {
@@ -44,6 +45,7 @@ RandomData::RandomData(const Config& config, bool pinned) {
     batch.positions.as<std::int32_t>()[i] = static_cast<std::int32_t>(i % plan.length);
     batch.row_sample_ids.as<std::int64_t>()[i] = i / plan.length;
     batch.loss_weights.as<float>()[i] = 1.0f;
+    if (batch.first_keys.defined()) batch.first_keys.as<std::int32_t>()[i] = 0;
   }
   for (Index b = 0; b < plan.micro_batch_size; ++b) batch.sample_ids.as<std::int64_t>()[b] = b;
   batches_.assign(static_cast<std::size_t>(plan.micro_batches), batch);
