@@ -6,6 +6,7 @@
 #include "lib/core/errors.h"
 #include "lib/tokenizer/regex.h"
 #include "lib/tokenizer/unicode_tables.h"
+#include "lib/tokenizer/utf8.h"
 
 namespace dstrain {
 
@@ -32,12 +33,31 @@ class Translator {
   const std::string& place_;
   std::size_t at_ = 0;
   std::string out_;
-  std::size_t atom_ = 0;           // where the last atom starts in out_
-  std::vector<std::size_t> open_;  // where the open groups start
+  std::size_t atom_ = 0;  // where the last atom starts in out_
+  // The open groups: where they start, and whether they are without case.
+  struct Group {
+    std::size_t start;
+    bool caseless;
+  };
+  std::vector<Group> open_;
+  char letter_ = '\0';  // the ASCII letter just before, in a group without case
 
   [[noreturn]] void refuse(std::string_view what, std::size_t at) {
     fail(ExitCode::data, "{}: {} at byte {} of the regex is not supported", place_, what, at);
   }
+  bool caseless() const { return !open_.empty() && open_.back().caseless; }
+
+  // Oniguruma's characters without case may be several: ss is sharp s, fi a ligature. PCRE2's are not.
+  void check_folding(std::uint32_t code, std::size_t at) {
+    if (!caseless()) return;
+    if ((code >= 0x80 && code < 0x600) || (code >= 0x1e00 && code < 0x2000) || (code >= 0xfb00 && code < 0xfb18))
+      refuse("this character in a group without case", at);
+    const char c = code < 0x80 ? static_cast<char>(code | 0x20) : '\0';
+    for (const std::string_view pair : {"ss", "ff", "fi", "fl", "st"})
+      if (letter_ == pair[0] && c == pair[1]) refuse("'" + std::string(pair) + "' in a group without case", at);
+    letter_ = c;
+  }
+
   char peek(std::size_t ahead = 0) const { return at_ + ahead < in_.size() ? in_[at_ + ahead] : '\0'; }
 
   const unicode::Property& property(std::string_view name, std::size_t at) {
@@ -117,6 +137,7 @@ class Translator {
         return set(inside(property(name, start)), negated);
       }
       case 'u': {
+        if (caseless()) refuse("\\u in a group without case", start);
         if (at_ + 4 > in_.size()) refuse("\\u", start);
         for (int k = 0; k < 4; ++k)
           if (std::string_view("0123456789abcdefABCDEF").find(in_[at_ + static_cast<std::size_t>(k)]) ==
@@ -127,6 +148,7 @@ class Translator {
         return;
       }
       case 'x': {
+        if (caseless()) refuse("\\x in a group without case", start);
         out_ += "\\x";
         if (peek() != '{') {
           std::size_t digits = 0;
@@ -173,6 +195,7 @@ class Translator {
     }
     if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9')) refuse(in_.substr(start, 2), start);
     if (u >= 0x80) {
+      check_folding(utf8::decode(in_, at_ - 1).code, start);
       out_ += c;
       copy_tail();
       return;
@@ -199,16 +222,18 @@ class Translator {
         escape(true);
         continue;
       }
+      if (static_cast<unsigned char>(c) >= 0xc0) check_folding(utf8::decode(in_, at_).code, at_);
       out_ += c;
       ++at_;
     }
+    letter_ = '\0';
     out_ += in_[at_++];
   }
 
   void group() {
     const std::size_t start = at_;
     if (static_cast<int>(open_.size()) >= kDepth) refuse("a group nested so deeply", start);
-    open_.push_back(out_.size());
+    open_.push_back({out_.size(), caseless()});
     if (peek(1) != '?') {
       if (peek(1) == '*') refuse("'(*'", start);
       // Ruby: with named groups, plain ones do not capture. Nothing but references could tell.
@@ -232,6 +257,8 @@ class Translator {
     }
     if (options.empty() || i >= in_.size() || in_[i] != ':')
       refuse(in_.substr(start, std::min<std::size_t>(4, in_.size() - start)), start);
+    const auto minus = std::min(options.find('-'), options.size());
+    if (const auto i_at = options.find('i'); i_at != std::string::npos) open_.back().caseless = i_at < minus;
     out_ += "(?" + options + ":";
     at_ = i + 1;
   }
@@ -245,6 +272,10 @@ class Translator {
 
   void step() {
     const char c = in_[at_];
+    if (std::string_view("\\[(){*+?|").find(c) == std::string_view::npos)
+      check_folding(utf8::decode(in_, at_).code, at_);
+    else
+      letter_ = '\0';
     switch (c) {
       case '\\':
         atom_ = out_.size();
@@ -259,7 +290,7 @@ class Translator {
         return;
       case ')':
         if (open_.empty()) refuse("')'", at_);
-        atom_ = open_.back();
+        atom_ = open_.back().start;
         open_.pop_back();
         break;
       case '{': {
