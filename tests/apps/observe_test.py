@@ -106,13 +106,13 @@ def browse(path, screenshot=None, dark=False):
         command += ["--blink-settings=preferredColorScheme=0"]
     with tempfile.TemporaryDirectory() as profile:
         command += [f"--user-data-dir={profile}"]
-        done = subprocess.run(command + ["--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command + ["--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=250)
         check(done.returncode == 0, f"chromium: exit {done.returncode}\n{done.stderr}")
         check("CONSOLE" not in done.stderr, f"console messages:\n{done.stderr}")
         if screenshot:
             directory = pathlib.Path(os.environ.get("DSTRAIN_SCREENSHOTS", "build/screenshots"))
             directory.mkdir(parents=True, exist_ok=True)
-            subprocess.run(command + [f"--screenshot={directory / screenshot}", path.as_uri()], capture_output=True, timeout=120, check=True)
+            subprocess.run(command + [f"--screenshot={directory / screenshot}", path.as_uri()], capture_output=True, timeout=250, check=True)
             check((directory / screenshot).stat().st_size > 20000, "an empty screenshot")
     page = Page(done.stdout)
     for tag, attributes in page.tags:
