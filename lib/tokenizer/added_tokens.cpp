@@ -55,6 +55,7 @@ AddedTokens::AddedTokens(const JsonNode& node, const Vocabulary& vocabulary, con
             other == kNoToken ? "" : tokens_[static_cast<std::size_t>(other)].content);
     trie.add(text, static_cast<std::int32_t>(i));
     shown_.push_back(std::move(text));
+    if (!t.special) plain_[t.normalized ? 1 : 0] = true;
   }
 }
 

@@ -35,8 +35,10 @@ class AddedTokens {
   // Appends the parts of `text` by the tokens that are matched before (`normalized` false) or after normalization: from
   // the left, the longest of those that start at a place. Special tokens are passed over unless `special`.
   void find(std::string_view text, bool normalized, bool special, std::vector<AddedPart>& parts) const;
-  // Whether find() with these flags could do anything.
-  bool any(bool normalized) const { return !(normalized ? after_ : before_).empty(); }
+  // Whether find() with these flags could find anything.
+  bool any(bool normalized, bool special) const {
+    return special ? !(normalized ? after_ : before_).empty() : plain_[normalized ? 1 : 0];
+  }
 
   const std::vector<AddedToken>& tokens() const { return tokens_; }  // by id
   const AddedToken* find_id(std::int32_t id) const;
@@ -52,6 +54,7 @@ class AddedTokens {
   std::vector<AddedToken> tokens_;
   std::vector<std::string> shown_;
   ByteTrie before_, after_;  // text -> index in tokens_
+  bool plain_[2] = {};       // before and after: whether there are tokens that are not special
   std::size_t size_ = 0;
 };
 

@@ -20,6 +20,9 @@ std::uint64_t pair_key(std::int32_t left, std::int32_t right) {
   return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
 }
 
+// An empty prefix or suffix is none, but is written as it was read.
+bool given(const std::optional<std::string>& affix) { return affix && !affix->empty(); }
+
 std::optional<std::string> optional_text(const JsonNode& node) {
   return node.is_null() ? std::nullopt : std::optional(node.text());
 }
@@ -46,7 +49,7 @@ Bpe::Bpe(const JsonNode& node, bool bytes)
     if (const auto c = utf8::decode(token, 0); c.size == token.size())
       characters_.emplace(c.code, static_cast<std::int32_t>(id));
   }
-  all_bytes_ = bytes_ && !prefix_ && !suffix_;
+  all_bytes_ = bytes_ && !given(prefix_) && !given(suffix_);
   for (unsigned b = 0; b < 256; ++b) {
     constexpr const char* kDigits = "0123456789ABCDEF";
     fallback_ids_[b] = vocabulary_.find(std::string("<0x") + kDigits[b >> 4] + kDigits[b & 15] + ">");
@@ -128,7 +131,7 @@ void Bpe::start_characters(std::string_view piece, std::vector<std::int32_t>& id
     std::int32_t id = kNoToken;
     const bool first = i == 0, last = i + size == piece.size();
     i += size;
-    if ((!first && prefix_) || (last && suffix_)) {
+    if ((!first && given(prefix_)) || (last && given(suffix_))) {
       spelled.clear();
       if (!first && prefix_) spelled += *prefix_;
       spelled += text;

@@ -124,7 +124,7 @@ struct Encoder::State {
       text = normal.text;
       zero = normal.zero;
     }
-    if (!data->added.any(true)) return encode_normal(text, zero, ids);
+    if (!data->added.any(true, special)) return encode_normal(text, zero, ids);
     after.clear();
     data->added.find(text, true, special, after);
     for (const AddedPart& p : after) {
@@ -136,7 +136,7 @@ struct Encoder::State {
   }
 
   void encode_valid(std::string_view text, bool first, bool special, std::vector<std::int32_t>& ids) {
-    if (!data->added.any(false)) return encode_raw(text, first, special, ids);
+    if (!data->added.any(false, special)) return encode_raw(text, first, special, ids);
     before.clear();
     data->added.find(text, false, special, before);
     for (const AddedPart& p : before) {

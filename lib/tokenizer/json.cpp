@@ -35,10 +35,10 @@ Json parse_json(const std::string& text, const std::string& path) {
   }
 }
 
-JsonNode JsonNode::operator[](const char* key) const {
-  const std::string name = key_.empty() ? key : key_ + "." + key;
+JsonNode JsonNode::operator[](std::string_view key) const {
+  const std::string name = (key_.empty() ? "" : key_ + ".").append(key);
   if (!value_->is_object()) return {kNull, file_, name};
-  const auto found = value_->find(key);
+  const auto found = value_->find(std::string(key));
   return {found == value_->end() ? kNull : *found, file_, name};
 }
 
@@ -94,7 +94,7 @@ void JsonNode::only(std::initializer_list<std::string_view> keys) const {
   if (!value_->is_object()) refuse("expected an object");
   for (const auto& [key, value] : value_->items())
     if (std::find(keys.begin(), keys.end(), std::string_view(key)) == keys.end())
-      (*this)[key.c_str()].refuse("is not supported: unknown key");
+      (*this)[key].refuse("is not supported: unknown key");
 }
 
 }  // namespace dstrain

@@ -26,8 +26,8 @@ class JsonNode {
   std::string place() const { return key_.empty() ? file_ : file_ + ": " + key_; }
   const std::string& file() const { return file_; }
 
-  JsonNode operator[](const char* key) const;    // null when it is absent
-  JsonNode operator[](std::size_t index) const;  // REQUIRES: an array that has it
+  JsonNode operator[](std::string_view key) const;  // null when it is absent
+  JsonNode operator[](std::size_t index) const;     // REQUIRES: an array that has it
   std::size_t size() const { return value_->size(); }
 
   // Throws Error{data}: "<place>: <value>: <why>".

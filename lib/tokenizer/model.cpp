@@ -13,7 +13,7 @@ Vocabulary Vocabulary::from_object(const JsonNode& node) {
   std::vector<bool> used(node.size());
   for (const auto& [token, id] : node.value().items()) {
     const auto at = static_cast<std::size_t>(
-        node[token.c_str()].integer(0, static_cast<std::int64_t>(std::min(kMaxVocabulary, node.size())) - 1));
+        node[token].integer(0, static_cast<std::int64_t>(std::min(kMaxVocabulary, node.size())) - 1));
     require(!used[at], ExitCode::data, "{}: id {} is there twice, for '{}' and '{}'", node.place(), at, tokens[at],
             token);
     used[at] = true;

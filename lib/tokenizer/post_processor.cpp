@@ -77,7 +77,7 @@ class Reader {
         texts += name == "A";
         continue;
       }
-      const JsonNode token = tokens[name.c_str()];
+      const JsonNode token = tokens[name];
       if (token.is_null()) piece["id"].refuse("is not in special_tokens");
       if (!single) continue;
       for (std::size_t k = 0; k < token["ids"].size(); ++k)
@@ -93,7 +93,7 @@ class Reader {
     if (!tokens.value().is_object()) tokens.refuse("expected an object");
     OrderedJson special = OrderedJson::object();
     for (const auto& [name, value] : tokens.value().items()) {
-      const JsonNode token = tokens[name.c_str()];
+      const JsonNode token = tokens[name];
       token.only({"id", "ids", "tokens"});
       token["ids"].array();
       token["tokens"].array();

@@ -22,7 +22,7 @@ class WordPiece final : public Model {
     for (std::size_t id = 0; id < vocabulary_.size(); ++id) {
       const std::string& token = vocabulary_.tokens()[id];
       if (token.size() > kMaxTrieString)
-        node["vocab"][token.c_str()].refuse("a token of more than 1024 bytes is not supported");
+        node["vocab"][token].refuse("a token of more than 1024 bytes is not supported");
       if (!token.empty()) first_.add(token, static_cast<std::int32_t>(id));
       if (token.starts_with(prefix_) && token.size() > prefix_.size())
         later_.add(std::string_view(token).substr(prefix_.size()), static_cast<std::int32_t>(id));

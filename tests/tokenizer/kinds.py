@@ -169,6 +169,7 @@ def make(lines):
     add("gpt2", gpt2, True, True)
     data = json.loads(gpt2.to_str())
     data["model"]["merges"] = [" ".join(m) for m in data["model"]["merges"]]
+    add("gpt2_empty_affixes", edited(gpt2, model=dict(continuing_subword_prefix="", end_of_word_suffix="", unk_token="")), True, True)
     add("gpt2_merges_as_text", Tokenizer.from_str(json.dumps(data)), True, True)
     t = edited(gpt2, pre_tokenizer=json.loads(byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True), texts[:50]).to_str())["pre_tokenizer"])
     t.post_processor = processors.RobertaProcessing(("<|endoftext|>", 0), ("<|endoftext|>", 0))

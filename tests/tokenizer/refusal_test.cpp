@@ -196,6 +196,18 @@ TEST_CASE("WordPiece and Unigram are refused where they are wrong") {
                          });
 }
 
+TEST_CASE("a zero byte in a token is a character like others") {
+  Json j = word_piece();
+  j["model"]["vocab"][std::string("##\0b", 4)] = 4;
+  std::vector<std::int32_t> ids;
+  const Tokenizer t = Tokenizer::parse(j.dump(), "t.json");
+  CHECK(t.vocab_size() == 5);
+  j["normalizer"] = nullptr;
+  Encoder(Tokenizer::parse(j.dump(), "t.json")).encode(std::string_view("a\0b", 3), ids);
+  CHECK(ids == std::vector<std::int32_t>{2, 4});
+  CHECK(report(t.to_json()) == "");
+}
+
 TEST_CASE("files that are not JSON, or only nearly, are refused") {
   CHECK(report("{").substr(0, 16) == "t.json: not JSON");
   CHECK(report("").substr(0, 16) == "t.json: not JSON");
@@ -233,8 +245,11 @@ TEST_CASE("a text without ids, and a regex that explodes, are errors with their 
   CHECK(encode(j, std::string(60, 'a')).substr(0, 74) ==
         "t.json: pre_tokenizer.pretokenizers[0].pattern.Regex: the regex explodes a");
   // Quadratic: every start runs to the end.
-  j["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "a+(?=b)";
+  j["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(?:a|b)+(?=c)";
   CHECK(encode(j, std::string(1000, 'a')) == "");
-  CHECK(encode(j, std::string(3u << 20, 'a')).substr(0, 73) ==
+  CHECK(encode(j, std::string(1u << 18, 'a')).substr(0, 73) ==
         "t.json: pre_tokenizer.pretokenizers[0].pattern.Regex: the regex explodes:");
+  // One start alone takes too many steps.
+  CHECK(encode(j, std::string(1u << 22, 'a')).substr(0, 74) ==
+        "t.json: pre_tokenizer.pretokenizers[0].pattern.Regex: the regex explodes a");
 }
