@@ -24,21 +24,22 @@ __global__ void __launch_bounds__(kThreads)
     if (entry[r] >= entries) entry[r] = -1;
   }
   for (Index c = static_cast<Index>(threadIdx.x) * N; c < columns; c += static_cast<Index>(blockDim.x) * N) {
-    cuda::Vec<T, N> v[kRows] = {};
+    cuda::Word<N * sizeof(T)> words[kRows] = {}, old[kRows] = {};
 #pragma unroll
-    for (int r = 0; r < kRows; ++r)
-      if (entry[r] >= 0) v[r] = cuda::load_vec<N>(table + entry[r] * table_stride + c);
+    for (int r = 0; r < kRows; ++r) {
+      if (entry[r] >= 0) words[r] = cuda::load_word<N>(table + entry[r] * table_stride + c);
+      if (accumulate && entry[r] >= 0) old[r] = cuda::load_word<N>(y + (begin + r) * y_stride + c);
+    }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (begin + r >= rows || (accumulate && entry[r] < 0)) continue;
-      T* const to = y + (begin + r) * y_stride + c;
+      cuda::Vec<T, N> v = cuda::vec_of<T, N>(words[r]);
       if (accumulate) {
-        const auto old = cuda::load_vec<N>(to);
+        const auto before = cuda::vec_of<T, N>(old[r]);
 #pragma unroll
-        for (int j = 0; j < N; ++j)
-          v[r].v[j] = cuda::from_float<T>(cuda::to_float(old.v[j]) + cuda::to_float(v[r].v[j]));
+        for (int j = 0; j < N; ++j) v.v[j] = cuda::from_float<T>(cuda::to_float(before.v[j]) + cuda::to_float(v.v[j]));
       }
-      cuda::store_vec<N>(to, v[r]);
+      cuda::store_vec<N>(y + (begin + r) * y_stride + c, v);
     }
   }
 }
@@ -110,15 +111,16 @@ __global__ void __launch_bounds__(kThreads, 4) embedding_backward_kernel(const T
       if (!fresh) sum = cuda::load_vec<N>(to);
       constexpr int kAhead = 8;  // loads in flight
       for (int i = 0; i < n; i += kAhead) {
-        cuda::Vec<T, N> v[kAhead];
+        cuda::Word<N * sizeof(T)> words[kAhead] = {};
 #pragma unroll
         for (int k = 0; k < kAhead; ++k)
-          if (i + k < n) v[k] = cuda::load_vec<N>(dy + sorted_rows[from + i + k] * g.dy_stride + c);
+          if (i + k < n) words[k] = cuda::load_word<N>(dy + sorted_rows[from + i + k] * g.dy_stride + c);
 #pragma unroll
         for (int k = 0; k < kAhead; ++k) {
           if (i + k >= n) break;
+          const auto v = cuda::vec_of<T, N>(words[k]);
 #pragma unroll
-          for (int j = 0; j < N; ++j) sum.v[j] += cuda::to_float(v[k].v[j]);
+          for (int j = 0; j < N; ++j) sum.v[j] += cuda::to_float(v.v[j]);
         }
       }
       cuda::store_vec<N>(to, sum);

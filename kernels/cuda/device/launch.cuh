@@ -45,13 +45,58 @@ template <class T, int N>
 struct alignas(N * sizeof(T)) Vec {
   T v[N];
 };
+// Rounded to T, two at a time where there is an instruction for it.
+template <class T, int N>
+__device__ inline Vec<T, N> rounded(const Vec<float, N>& x) {
+  Vec<T, N> out;
+  if constexpr (sizeof(T) == 2 && N % 2 == 0) {
+#pragma unroll
+    for (int j = 0; j < N; j += 2) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(x.v[j], x.v[j + 1]);
+      out.v[j] = pair.x;
+      out.v[j + 1] = pair.y;
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; ++j) out.v[j] = from_float<T>(x.v[j]);
+  }
+  return out;
+}
+
+// The word that one instruction moves. Copies of a Vec itself the compiler may cut into its members' size.
+template <std::size_t kBytes>
+using Word =
+    std::conditional_t<kBytes == 16, uint4,
+                       std::conditional_t<kBytes == 8, uint2,
+                                          std::conditional_t<kBytes == 4, unsigned,
+                                                             std::conditional_t<kBytes == 2, unsigned short, char>>>>;
 template <int N, class T>
-__device__ inline Vec<T, N> load_vec(const T* p) {
-  return *reinterpret_cast<const Vec<T, N>*>(p);
+__device__ inline Word<N * sizeof(T)> load_word(const T* p) {
+  return *reinterpret_cast<const Word<N * sizeof(T)>*>(p);
+}
+template <class T, int N>
+__device__ inline Vec<T, N> vec_of(const Word<N * sizeof(T)>& word) {
+  static_assert(sizeof(word) == sizeof(Vec<T, N>));
+  return *reinterpret_cast<const Vec<T, N>*>(&word);
 }
 template <int N, class T>
+__device__ inline Vec<T, N> load_vec(const T* p) {
+  return vec_of<T, N>(load_word<N>(p));
+}
+// To global memory. The compiler would cut a store that it sees being put together from halves: it does not see these.
+template <int N, class T>
 __device__ inline void store_vec(T* p, const Vec<T, N>& v) {
-  *reinterpret_cast<Vec<T, N>*>(p) = v;
+  using W = Word<N * sizeof(T)>;
+  const W word = *reinterpret_cast<const W*>(&v);
+  if constexpr (sizeof(W) == 16)
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(word.x),
+                 "r"(word.y), "r"(word.z), "r"(word.w)
+                 : "memory");
+  else if constexpr (sizeof(W) == 8)
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(word.x), "r"(word.y)
+                 : "memory");
+  else
+    *reinterpret_cast<W*>(p) = word;
 }
 
 // Whether base and every row start of a strided (rows, C) tensor are multiples of 16 bytes and C of 16 bytes' elements.

@@ -129,11 +129,11 @@ struct NormBackwardArgs {
   bool half_weight;
 };
 
-// Sums over the block of two values, as block_sum. `scratch` holds kWarps, zero where the block has no warp.
-template <int kWarps>
+// Sums over the block of one value or of both, as block_sum. `scratch` holds kWarps, zero where the block has no warp.
+template <int kWarps, bool kBoth>
 __device__ inline float2 block_sums(float x, float y, float2* scratch) {
   x = warp_sum(x);
-  y = warp_sum(y);
+  if constexpr (kBoth) y = warp_sum(y);
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = {x, y};
   __syncthreads();
   float2 total = {0, 0};
@@ -178,23 +178,27 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, 2) norm_backward_kernel(Nor
     }
   };
   const float n = static_cast<float>(a.columns);
+  // Addresses are walked: made anew for each row they would be a fifth of the instructions.
+  const Index begin = blockIdx.x, hop = gridDim.x;
+  const T* x = static_cast<const T*>(a.x) + begin * a.x_stride;
+  const T* dy = static_cast<const T*>(a.dy) + begin * a.dy_stride;
+  const T* residual = static_cast<const T*>(a.dresidual) + begin * a.dresidual_stride;
+  T* dx = static_cast<T*>(a.dx) + begin * a.dx_stride;
+  const Index x_hop = hop * a.x_stride, dy_hop = hop * a.dy_stride, dx_hop = hop * a.dx_stride,
+              residual_hop = hop * a.dresidual_stride;
   int turn = 0;
-  for (Index row = blockIdx.x; row < a.rows; row += gridDim.x, turn ^= 1) {
-    const T* const x = static_cast<const T*>(a.x) + row * a.x_stride;
-    const T* const dy = static_cast<const T*>(a.dy) + row * a.dy_stride;
-    const T* const dresidual = a.dresidual ? static_cast<const T*>(a.dresidual) + row * a.dresidual_stride : nullptr;
-    T* const dx = static_cast<T*>(a.dx) + row * a.dx_stride;
-    // All of a row's loads are under way together.
+  for (Index row = begin; row < a.rows; row += hop, turn ^= 1) {
+    // All of a row's loads are under way together: words, because taking them apart would wait for them.
     const float rstd = a.rstd[row], mean = kLayer ? a.mean[row] : 0.0f;
-    Vec<T, N> xs[kKept], dys[kKept], residuals[kKept];
+    Word<N * sizeof(T)> xs[kKept] = {}, dys[kKept] = {}, residuals[kKept] = {};
     if constexpr (K > 0) {
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         const Index c = first + k * step;
-        if (c >= a.columns) continue;
-        xs[k] = load_vec<N>(x + c);
-        dys[k] = load_vec<N>(dy + c);
-        if (dresidual) residuals[k] = load_vec<N>(dresidual + c);
+        const bool inside = c < a.columns;
+        if (inside) xs[k] = load_word<N>(x + c);
+        if (inside) dys[k] = load_word<N>(dy + c);
+        if (inside && a.dresidual) residuals[k] = load_word<N>(residual + c);
       }
     }
     float total = 0, dot = 0;
@@ -212,34 +216,38 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, 2) norm_backward_kernel(Nor
 #pragma unroll
       for (int k = 0; k < K; ++k)
         if (const Index c = first + k * step; c < a.columns)
-          look(xs[k], dys[k], weights_at(k, c), weight_sums[k], bias_sums[k]);
+          look(vec_of<T, N>(xs[k]), vec_of<T, N>(dys[k]), weights_at(k, c), weight_sums[k], bias_sums[k]);
     } else {
       for (Index c = first; c < a.columns; c += step)
         look(load_vec<N>(x + c), load_vec<N>(dy + c), weights_at(0, c), dweight + c, kLayer ? dbias + c : nullptr);
     }
-    const float2 sums = block_sums<kWarps>(dot, total, scratch[turn]);
+    const float2 sums = block_sums<kWarps, kLayer>(dot, total, scratch[turn]);
     const float mean_gn = sums.x / n, mean_g = kLayer ? sums.y / n : 0.0f;
     const auto write = [&](const Vec<T, N>& vx, const Vec<T, N>& vd, const Vec<T, N>& r, const Vec<float, N>& w,
                            Index c) {
-      Vec<T, N> out;
+      Vec<float, N> g;
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const float normalised = (to_float(vx.v[j]) - mean) * rstd;
-        float d = rstd * (to_float(vd.v[j]) * w.v[j] - mean_g - normalised * mean_gn);
-        if (dresidual) d += to_float(r.v[j]);
-        out.v[j] = from_float<T>(d);
+        const float d = rstd * (to_float(vd.v[j]) * w.v[j] - mean_g - normalised * mean_gn);
+        g.v[j] = d + to_float(r.v[j]);
       }
-      store_vec<N>(dx + c, out);
+      store_vec<N>(dx + c, rounded<T>(g));
     };
     if constexpr (K > 0) {
 #pragma unroll
       for (int k = 0; k < K; ++k)
-        if (const Index c = first + k * step; c < a.columns) write(xs[k], dys[k], residuals[k], weights_at(k, c), c);
+        if (const Index c = first + k * step; c < a.columns)
+          write(vec_of<T, N>(xs[k]), vec_of<T, N>(dys[k]), vec_of<T, N>(residuals[k]), weights_at(k, c), c);
     } else {
       for (Index c = first; c < a.columns; c += step)
-        write(load_vec<N>(x + c), load_vec<N>(dy + c), dresidual ? load_vec<N>(dresidual + c) : Vec<T, N>{},
+        write(load_vec<N>(x + c), load_vec<N>(dy + c), a.dresidual ? load_vec<N>(residual + c) : Vec<T, N>{},
               weights_at(0, c), c);
     }
+    x += x_hop;
+    dy += dy_hop;
+    residual += residual_hop;
+    dx += dx_hop;
   }
   if constexpr (K > 0) {
 #pragma unroll
