@@ -26,8 +26,11 @@ using cuda::CudaState;
 using Algorithm = cublasLtMatmulAlgo_t;
 
 constexpr int kCandidates = 32, kFinalists = 4;
-constexpr int kRuns = 6, kFinalRuns = 10, kFinalRounds = 3;  // timed, of each candidate
-constexpr int kMostAlignment = 16;                           // bytes; no kernel needs more
+constexpr int kRuns = 6;  // timed, of each candidate
+// A finalist runs this long: a card at its power limit takes tens of milliseconds to settle, and a step is as hot.
+constexpr double kFinalSeconds = 0.06;
+constexpr int kMostFinalRuns = 2000;
+constexpr int kMostAlignment = 16;  // bytes; no kernel needs more
 
 // One cuBLASLt call: all that its plan depends on.
 struct Call {
@@ -259,7 +262,7 @@ class Tuner {
   Tuner(Stream& stream, const CudaState& state, const Plan& plan, const Call& call, const Matmul& op,
         const Tensor& workspace)
       : stream_(stream), state_(state), plan_(plan), call_(call), op_(op), workspace_(workspace) {
-    for (int i = 0; i <= kFinalRuns; ++i) events_.emplace_back(gpu::Event::Timing::on);
+    for (int i = 0; i <= kRuns; ++i) events_.emplace_back(gpu::Event::Timing::on);
   }
 
   std::optional<Algorithm> best(const Algorithm& reference) {
@@ -274,9 +277,8 @@ class Tuner {
     const auto faster = [](const Timed& x, const Timed& y) { return x.seconds < y.seconds; };
     std::stable_sort(timed.begin(), timed.end(), faster);
     if (timed.size() > kFinalists) timed.resize(kFinalists);
-    for (Timed& t : timed) t.seconds = 0;
-    for (int round = 0; round < kFinalRounds; ++round) {
-      for (Timed& t : timed) t.seconds += seconds(t.algorithm, kFinalRuns);
+    if (timed.size() > 1) {
+      for (Timed& t : timed) t.seconds = hot_seconds(t);
     }
     return std::min_element(timed.begin(), timed.end(), faster)->algorithm;
   }
@@ -340,6 +342,18 @@ class Tuner {
     }
     std::nth_element(times.begin(), times.begin() + count / 2, times.end());
     return times[static_cast<std::size_t>(count / 2)];
+  }
+
+  // Mean of the second half of kFinalSeconds of runs.
+  double hot_seconds(const Timed& t) {
+    const int half = std::clamp(static_cast<int>(kFinalSeconds / 2 / t.seconds), kRuns, kMostFinalRuns);
+    for (int i = 0; i < 2 * half; ++i) {
+      if (i == half) events_[0].record(stream_.queue());
+      runs(t.algorithm);
+    }
+    events_[1].record(stream_.queue());
+    events_[1].synchronize();
+    return events_[1].seconds_since(events_[0]) / half;
   }
 
   Stream& stream_;
