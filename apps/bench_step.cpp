@@ -33,10 +33,11 @@ Measured measure(BenchJob& job, int repeats) {
   if (gpu) m.seconds = job.steps(repeats);
   m.timed = gpu ? std::min(repeats, 3) : repeats;
   m.ledger.timed = true;
+  const bool graphs = job.engine->graphs();
   DeviceTimer timer;
   Stream& stream = job.engine->stream();
   if (gpu) {
-    job.engine->run_one_by_one(true);
+    job.engine->set_graphs(false);
     stream.set_observer(&timer);
   } else {
     job.engine->count_into(&m.ledger);
@@ -51,15 +52,14 @@ Measured measure(BenchJob& job, int repeats) {
     stream.synchronize();
     stream.set_observer(nullptr);
     timer.collect(m.ledger);
-    job.engine->run_one_by_one(false);
+    job.engine->set_graphs(graphs);
   }
   job.engine->count_into(nullptr);
   return m;
 }
 
 // Means of a step. "communication" is the time in transfers on the host, waiting for peers included; what no op and no
-// transfer accounts for is "gaps and other": of the steps as a run does them on a GPU. There it is negative by what
-// runs beside other ops: the rows are of ops one by one.
+// transfer accounts for is "gaps and other": of the steps as a run does them on a GPU.
 void print_table(const Measured& m, double step_seconds, double flops_ceiling, double copy_ceiling) {
   const auto steps = static_cast<double>(m.timed);
   const double wall = step_seconds * steps;

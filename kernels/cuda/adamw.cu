@@ -8,10 +8,6 @@ namespace dstrain {
 namespace {
 
 constexpr int kThreads = 256, kWide = 4;
-// Confined to a few multiprocessors, a block has one for itself: so many threads, and shared memory that it only keeps
-// from others.
-constexpr int kConfinedThreads = 1024;
-constexpr std::size_t kConfinedMemory = 120 << 10;
 
 struct Update {
   float *master, *exp_avg, *exp_avg_sq;
@@ -70,7 +66,7 @@ __device__ inline void update_at(const Update& u, const Numbers& s, Index i) {
   }
 }
 
-template <int kThreads, bool kSplit, bool kCompute>
+template <bool kSplit, bool kCompute>
 __global__ void __launch_bounds__(kThreads) adamw_kernel(Update u, bool wide) {
   const float clip = u.scalars[1];
   if (!isfinite(clip)) return;
@@ -88,21 +84,6 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(Update u, bool wide) {
   const Index whole = wide ? u.n / kWide * kWide : 0;
   for (Index i = thread * kWide; i < whole; i += threads * kWide) update_at<kWide, kSplit, kCompute>(u, s, i);
   for (Index i = whole + thread; i < u.n; i += threads) update_at<1, kSplit, kCompute>(u, s, i);
-}
-
-template <bool kSplit, bool kCompute>
-void start(Stream& stream, const Update& u, bool wide) {
-  const cudaStream_t queue = cuda::stream_of(stream);
-  if (const int confined = stream.confined(); confined > 0) {
-    const auto kernel = adamw_kernel<kConfinedThreads, kSplit, kCompute>;
-    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kConfinedMemory), "adamw");
-    kernel<<<static_cast<unsigned>(confined), kConfinedThreads, kConfinedMemory, queue>>>(u, wide);
-  } else {
-    constexpr Index kMostBlocks = 132 * 16;
-    const unsigned blocks = cuda::grid(std::min(kMostBlocks, cuda::div_up(u.n, kThreads * kWide)));
-    adamw_kernel<kThreads, kSplit, kCompute><<<blocks, kThreads, 0, queue>>>(u, wide);
-  }
-  cuda::check_launch("adamw");
 }
 
 bool aligned(const void* p, std::size_t bytes) { return reinterpret_cast<std::uintptr_t>(p) % bytes == 0; }
@@ -126,12 +107,16 @@ void run(Cuda, Stream& stream, const AdamW& op) {
   if (u.n == 0) return;
   const bool wide = aligned(u.master, 16) && aligned(u.exp_avg, 16) && aligned(u.exp_avg_sq, 16) &&
                     aligned(u.gradient, 16) && aligned(u.compute, 8) && aligned(u.low, 8);
+  constexpr Index kMostBlocks = 132 * 16;
+  const unsigned blocks = cuda::grid(std::min(kMostBlocks, cuda::div_up(u.n, kThreads * kWide)));
+  const cudaStream_t queue = cuda::stream_of(stream);
   if (split)
-    start<true, true>(stream, u, wide);
+    adamw_kernel<true, true><<<blocks, kThreads, 0, queue>>>(u, wide);
   else if (compute)
-    start<false, true>(stream, u, wide);
+    adamw_kernel<false, true><<<blocks, kThreads, 0, queue>>>(u, wide);
   else
-    start<false, false>(stream, u, wide);
+    adamw_kernel<false, false><<<blocks, kThreads, 0, queue>>>(u, wide);
+  cuda::check_launch("adamw");
 }
 
 }  // namespace dstrain

@@ -100,7 +100,6 @@ struct CudaConfig {
   std::string attention = "auto";  // auto, cudnn, native
   bool tune = true;
   bool nvls = false;
-  std::int64_t update_multiprocessors = 8;  // of the optimizer beside the next forward; 0: it runs alone
 };
 
 struct DebugConfig {

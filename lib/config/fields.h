@@ -225,12 +225,6 @@ void visit_fields(C& c, V& v) {
               .choices = {"auto", "cudnn", "native"}},
           c.cuda.attention);
   v.field(Key{.name = "tune", .help = "measure the matmul library's alternatives at start"}, c.cuda.tune);
-  v.field(Key{.name = "update_multiprocessors",
-              .help = "multiprocessors that the optimizer's update takes while the next step's forward runs beside it; "
-                      "0: it runs alone",
-              .min = 0,
-              .max = 64},
-          c.cuda.update_multiprocessors);
   v.field(Key{.name = "nvls", .help = "let NCCL use NVLink multicast"}, c.cuda.nvls);
 
   v.section("eval", "evaluation on held-out data");

@@ -93,9 +93,6 @@ class Stream {
   // kernel that counts on all of them would wait for its last tiles.
   int reserved_multiprocessors() const { return reserved_multiprocessors_; }
   void reserve_multiprocessors(int count) { reserved_multiprocessors_ = count; }
-  // CUDA: how many multiprocessors a kernel that can be confined takes, so that others run beside it; 0: all.
-  int confined() const { return confined_; }
-  void confine(int multiprocessors) { confined_ = multiprocessors; }
   const Place& place() const { return place_; }
   void set_place(const Place& place) { place_ = place; }
 
@@ -111,7 +108,6 @@ class Stream {
   OpObserver* observer_ = nullptr;
   Place place_;
   int reserved_multiprocessors_ = 0;
-  int confined_ = 0;
 };
 
 }  // namespace dstrain

@@ -1,7 +1,5 @@
 #include "lib/optim/optimizer.h"
 
-#include <algorithm>
-
 #include "kernels/adamw.h"
 #include "kernels/elementwise.h"
 #include "kernels/gradient_norm.h"
@@ -28,7 +26,7 @@ void Optimizer::squared_norm(Stream& stream, const Tensor& squared_norm) const {
     launch(stream, SquaredNorm{.result = squared_norm, .x = params_.gradient().slice(0, r.begin, r.end)});
 }
 
-void Optimizer::prepare(Stream& stream, const Tensor& squared_norm, const Tensor& loss) const {
+void Optimizer::step(Stream& stream, const Tensor& squared_norm, const Tensor& loss) const {
   stream.set_place({.phase = "optimizer"});
   launch(stream, UpdateScalars{.scalars = scalars_,
                                .state = state_,
@@ -38,15 +36,10 @@ void Optimizer::prepare(Stream& stream, const Tensor& squared_norm, const Tensor
                                .beta1 = config_.betas[0],
                                .beta2 = config_.betas[1],
                                .halt = halt_});
-}
-
-void Optimizer::update(Stream& stream, const FlatRange& bucket) const {
-  stream.set_place({.phase = "optimizer"});
   const bool bf16 = params_.compute().dtype == DType::bf16;
   for (const bool decay : {true, false}) {
-    const FlatRange& rule = params_.segment(decay);
-    const FlatRange r{std::max(rule.begin, bucket.begin), std::min(rule.end, bucket.end)};
-    if (r.size() <= 0) continue;
+    const FlatRange r = params_.segment(decay);
+    if (r.size() == 0) continue;
     const auto part = [&](const Tensor& flat) { return flat.defined() ? flat.slice(0, r.begin, r.end) : Tensor{}; };
     launch(stream, AdamW{.master = part(params_.master()),
                          .exp_avg = part(params_.exp_avg()),
@@ -60,11 +53,6 @@ void Optimizer::update(Stream& stream, const FlatRange& bucket) const {
                          .eps = static_cast<float>(config_.eps),
                          .weight_decay = decay ? static_cast<float>(config_.weight_decay) : 0.0f});
   }
-}
-
-void Optimizer::step(Stream& stream, const Tensor& squared_norm, const Tensor& loss) const {
-  prepare(stream, squared_norm, loss);
-  update(stream, {0, params_.numel()});
 }
 
 }  // namespace dstrain

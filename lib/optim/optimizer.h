@@ -17,15 +17,10 @@ class Optimizer {
 
   // squared_norm (1) f64 = this rank's share: the sum over its owned elements.
   void squared_norm(Stream& stream, const Tensor& squared_norm) const;
-  // Makes the numbers of one update with the learning rate in lr(). `squared_norm` and `loss`, (1) f64, are the whole
-  // model's.
-  void prepare(Stream& stream, const Tensor& squared_norm, const Tensor& loss) const;
-  // Applies it to a bucket of the arenas, in any order of buckets: an element's bits depend on its own values only.
-  void update(Stream& stream, const FlatRange& bucket) const;
-  // Both, of all buckets.
+  // One update with the learning rate in lr(). `squared_norm` and `loss`, (1) f64, are the whole model's.
   void step(Stream& stream, const Tensor& squared_norm, const Tensor& loss) const;
 
-  const Tensor& lr() const { return lr_; }        // (1) f32, written by the caller before prepare()
+  const Tensor& lr() const { return lr_; }        // (1) f32, written by the caller before step()
   const Tensor& state() const { return state_; }  // (2) i64: updates applied, whether halted
   // Counts from here; for a resume. Ends a halt.
   void set_updates(std::int64_t applied) const;

@@ -25,7 +25,6 @@ void execute(const Program& program, Stage& stage, ProcessGroup& pipeline, Strea
           options.loss = options.sample_losses.slice(0, a.micro_batch * samples, (a.micro_batch + 1) * samples);
         }
         stage.forward(stream, a.slot, at(a.micro_batch), options);
-        options.layer_due = {};  // the first forward has met all layers
         if (options.forward_done) options.forward_done();
         break;
       case Action::Kind::backward:

@@ -10,9 +10,8 @@
 namespace dstrain {
 
 // Runs the actions of rank pipeline.rank() over the micro-batches, program.micro_batches of them. The first backward of
-// the program overwrites parameter gradients, later ones add; options.write is ignored. options.layer_due is of the
-// first forward, options.layer_done of the last micro-batch's backward. REQUIRES: the program has no violations, one
-// chunk a rank, and stage.slots() covers its slots.
+// the program overwrites parameter gradients, later ones add; options.write is ignored. REQUIRES: the program has no
+// violations, one chunk a rank, and stage.slots() covers its slots.
 void execute(const Program& program, Stage& stage, ProcessGroup& pipeline, Stream& stream,
              std::span<const Batch> micro_batches, PassOptions options);
 

@@ -63,30 +63,29 @@ const Batch& Stage::place(Stream& stream, Slot& slot, const Batch& batch) {
   return slot.batch;
 }
 
-bool Stage::replay(Stream& stream, const Key& key, const PassOptions& options, std::size_t parts,
-                   const std::function<void(std::size_t)>& before, const std::function<void(std::size_t)>& part) {
-  const bool records = options.graphs && device_ == Device::cuda && options.mode == Mode::train;
-  Recorded* const r = records ? &recorded_[key] : nullptr;
-  // The first time libraries make their plans, which cannot be recorded.
-  const bool runs = r == nullptr || r->met++ == 0, had = r != nullptr && !r->graphs.empty();
-  for (std::size_t i = 0; i < parts; ++i) {
-    if (before) before(i);
-    if (runs) {
-      part(i);
-      continue;
-    }
-    if (!had) {
-      gpu::Graph::begin(stream.queue());
-      try {
-        part(i);
-        r->graphs.push_back(gpu::Graph::end(stream.queue()));
-      } catch (...) {
-        gpu::Graph::abandon(stream.queue());
-        throw;
-      }
-    }
-    r->graphs.at(i).launch(stream.queue());
+bool Stage::replay(Stream& stream, const Key& key, const PassOptions& options, const std::function<void()>& body) {
+  if (!options.graphs || device_ != Device::cuda || options.mode != Mode::train) {
+    body();
+    return false;
   }
+  // The first time libraries make their plans, which cannot be recorded.
+  Recorded& r = recorded_[key];
+  if (r.met++ == 0) {
+    body();
+    return false;
+  }
+  const bool had = r.graph.defined();
+  if (!had) {
+    gpu::Graph::begin(stream.queue());
+    try {
+      body();
+      r.graph = gpu::Graph::end(stream.queue());
+    } catch (...) {
+      gpu::Graph::abandon(stream.queue());
+      throw;
+    }
+  }
+  r.graph.launch(stream.queue());
   return had;
 }
 
@@ -95,12 +94,12 @@ void Stage::forward(Stream& stream, int slot, const Batch& batch, const PassOpti
   if (first_) release(slot);
   check(first_ || s.input.defined(), "forward of slot {} without its input", slot);
   place(stream, s, batch);
-  const Key key{false, slot, batch.rows(), false, static_cast<bool>(options.layer_due)};
+  const Key key{false, slot, batch.rows(), false, false};
   s.own.clear();
   s.saved = &s.own;
-  const bool replayed = run_forward(stream, s, key, options);
+  const bool replayed = replay(stream, key, options, [&] { run_forward(stream, s, options); });
   const auto found = recorded_.find(key);
-  if (found == recorded_.end() || found->second.graphs.empty()) return;
+  if (found == recorded_.end() || !found->second.graph.defined()) return;
   // What a recorded forward keeps stays valid: every replay writes to the same places.
   Recorded& r = found->second;
   if (!replayed) {
@@ -114,46 +113,32 @@ void Stage::forward(Stream& stream, int slot, const Batch& batch, const PassOpti
   s.saved = &r.saved;
 }
 
-bool Stage::run_forward(Stream& stream, Slot& s, const Key& key, const PassOptions& options) {
+void Stage::run_forward(Stream& stream, Slot& s, const PassOptions& options) {
   const ArenaScope scope(scratch_);
   Context c = context(stream, s, options);
   const Batch& batch = s.batch;
   c.branch = scratch_.allocate({batch.rows(), model_.hidden}, activations_);
   Hidden x{s.input};
-  std::vector<std::size_t> begins(options.due_layers.begin(), options.due_layers.end());
-  if (!options.layer_due) begins.assign(1, 0);
-  const std::size_t parts = begins.size();
-  begins.push_back(model_.layers.size());
-  if (options.layer_due) stream.reserve_multiprocessors(options.due_multiprocessors);
-  const auto before = [&](std::size_t part) {
-    if (options.layer_due) options.layer_due(begins[part]);
-  };
-  const bool replayed = replay(stream, key, options, parts, before, [&](std::size_t part) {
-    for (std::size_t i = begins[part]; i < begins[part + 1]; ++i) {
-      stream.set_place({.layer = static_cast<int>(model_.numbers[i]),
-                        .micro_batch = stream.place().micro_batch,
-                        .phase = "forward"});
-      const gpu::Range range("layer forward");
-      x = model_.layers[i]->forward(c, batch, x, s.saved->emplace_back());
-    }
-    if (part + 1 < parts) return;
-    output_ = x.residual;
-    if (last_) return;
-    output_ = send_.slice(0, 0, batch.rows());
-    if (x.branch.defined())
-      launch(stream, Add{.y = output_, .a = x.residual, .b = x.branch});
-    else
-      launch(stream, Copy{.y = output_, .x = x.residual});
-  });
-  stream.reserve_multiprocessors(0);
-  return replayed;
+  for (std::size_t i = 0; i < model_.layers.size(); ++i) {
+    stream.set_place(
+        {.layer = static_cast<int>(model_.numbers[i]), .micro_batch = stream.place().micro_batch, .phase = "forward"});
+    const gpu::Range range("layer forward");
+    x = model_.layers[i]->forward(c, batch, x, s.saved->emplace_back());
+  }
+  output_ = x.residual;
+  if (last_) return;
+  output_ = send_.slice(0, 0, batch.rows());
+  if (x.branch.defined())
+    launch(stream, Add{.y = output_, .a = x.residual, .b = x.branch});
+  else
+    launch(stream, Copy{.y = output_, .x = x.residual});
 }
 
 void Stage::backward(Stream& stream, int slot, const PassOptions& options) {
   Slot& s = slots_.at(static_cast<std::size_t>(slot));
   check(s.saved && s.saved->size() == model_.layers.size(), "backward of slot {} without its forward", slot);
   const Key key{true, slot, s.batch.rows(), options.write == Write::accumulate, static_cast<bool>(options.layer_done)};
-  replay(stream, key, options, 1, {}, [&](std::size_t) { run_backward(stream, s, options); });
+  replay(stream, key, options, [&] { run_backward(stream, s, options); });
   release(slot);
 }
 

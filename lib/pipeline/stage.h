@@ -5,7 +5,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <span>
 #include <tuple>
 #include <vector>
 
@@ -32,12 +31,6 @@ struct PassOptions {
   // is the last micro-batch's. What it enqueues is part of the pass. Never changes between passes of graphs.
   std::function<void(std::size_t)> layer_done = {};
   int reserved_multiprocessors = 0;  // left to what layer_done enqueues on other queues
-  // Called before the forward of each of due_layers (ascending, the first is 0), whose weights are then needed. What it
-  // enqueues is not recorded: a pass is recorded in parts, one from each of due_layers on. They never change between
-  // passes of graphs. due_multiprocessors are left to what makes later layers' weights meanwhile.
-  std::function<void(std::size_t)> layer_due = {};
-  std::span<const std::size_t> due_layers = {};
-  int due_multiprocessors = 0;
 };
 
 class Stage {
@@ -90,25 +83,23 @@ class Stage {
     LayersSaved own;               // of a forward that was run
     LayersSaved* saved = nullptr;  // own, or those of a recorded forward
   };
-  // A pass that was recorded, in parts, and what its running left behind.
+  // A pass that was recorded, and what its running left behind.
   struct Recorded {
     int met = 0;
-    std::vector<gpu::Graph> graphs;
+    gpu::Graph graph;
     LayersSaved saved;
     std::size_t mark = 0;  // of the slot's activations
     Tensor output;
   };
-  // backward, slot, rows, accumulate, with layer_done or layer_due
+  // backward, slot, rows, accumulate, with layer_done
   using Key = std::tuple<bool, int, Index, bool, bool>;
 
   Context context(Stream& stream, Slot& slot, const PassOptions& options);
   const Batch& place(Stream& stream, Slot& slot, const Batch& batch);
-  bool run_forward(Stream& stream, Slot& slot, const Key& key, const PassOptions& options);
+  void run_forward(Stream& stream, Slot& slot, const PassOptions& options);
   void run_backward(Stream& stream, Slot& slot, const PassOptions& options);
-  // Runs the parts of a pass in order, or records them, or starts what was recorded; returns true when it was the last.
-  // `before` is called ahead of each part and never recorded.
-  bool replay(Stream& stream, const Key& key, const PassOptions& options, std::size_t parts,
-              const std::function<void(std::size_t)>& before, const std::function<void(std::size_t)>& part);
+  // Runs `body`, or records it, or starts what was recorded; returns true when it was the last.
+  bool replay(Stream& stream, const Key& key, const PassOptions& options, const std::function<void()>& body);
 
   StageModel model_;
   Device device_, target_;

@@ -108,8 +108,6 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
   if (device_ != Device::cuda || !training) return;
   for (std::size_t i = 0; i < kRing; ++i) done_.emplace_back();
   check_recordable();
-  if (config_.cuda.update_multiprocessors > 0 && !debug_)
-    update_queue_.emplace(*params_, *optimizer_, static_cast<int>(config_.cuda.update_multiprocessors));
   if (groups_.replica->size() == 1 || !groups_.replica->on_device()) return;
   gradient_queue_.emplace(gpu::Queue::Priority::high);
   gradient_group_ = std::move(make_groups(world, mesh, Poster::gradients).replica);
@@ -182,7 +180,6 @@ std::string Engine::tune(const std::string& known) {
   const bool graphs = std::exchange(graphs_, false);
   // Twice at most: an accumulating product is met with the second micro-batch.
   gradients(batches, static_cast<double>(rows * shape.micro_batches), false);
-  evaluate(batches);  // its products leave no multiprocessors to an update
   graphs_ = graphs;
   settings.tune = false;
   stream_.set_settings(settings);
@@ -216,21 +213,16 @@ void Engine::enqueue_gradients(std::span<const Batch> micro_batches, double vali
   const Tensor norm = result_.slice(0, 0, 1), loss = result_.slice(0, 1, 2), votes = result_.slice(0, 2, 3);
   launch(stream_, Fill{.y = loss});
   upload(stream_, votes, &ring.vote);
+  upload(stream_, optimizer_->lr(), &ring.lr);
   upload(stream_, loss_scale_, &ring.loss_scale);
-  PassOptions options{.mode = Mode::train,
-                      .seed = config_.run.seed,
-                      .loss_scale = loss_scale_,
-                      .loss = loss,
-                      .graphs = graphs_ && !one_by_one_,
-                      .layer_done = layer_done_,
-                      .reserved_multiprocessors = kGradientBlocks};
-  if (update_queue_ && !one_by_one_) {
-    options.layer_due = [this](std::size_t layer) { update_queue_->wait(stream_, layer); };
-    options.due_layers = update_queue_->layers();
-    options.due_multiprocessors = update_queue_->multiprocessors();
-  }
-  execute(train_program_, *stage_, *groups_.pipeline, stream_, micro_batches, options);
-  finish_update();
+  execute(train_program_, *stage_, *groups_.pipeline, stream_, micro_batches,
+          {.mode = Mode::train,
+           .seed = config_.run.seed,
+           .loss_scale = loss_scale_,
+           .loss = loss,
+           .graphs = graphs_,
+           .layer_done = layer_done_,
+           .reserved_multiprocessors = kGradientBlocks});
   params_->reduce(stream_, groups_, overlaps());
   optimizer_->squared_norm(stream_, norm);
   // Every tensor rank has computed the loss: one of them counts.
@@ -271,17 +263,9 @@ StepResult Engine::take_result() {
 }
 
 void Engine::enqueue_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop) {
-  if (one_by_one_) finish_update();
   enqueue_gradients(micro_batches, valid_tokens, lr, stop);
-  const gpu::Event* const event = std::exchange(update_after_, nullptr);
-  const Tensor norm = result_.slice(0, 0, 1), loss = result_.slice(0, 1, 2);
-  upload(stream_, optimizer_->lr(), &exchange(enqueued_).lr);
-  if (update_queue_ && !one_by_one_) {
-    update_queue_->update(stream_, norm, loss, event);
-  } else {
-    if (event != nullptr) queue_->wait(*event);
-    optimizer_->step(stream_, norm, loss);
-  }
+  if (const gpu::Event* event = std::exchange(update_after_, nullptr)) queue_->wait(*event);
+  optimizer_->step(stream_, result_.slice(0, 0, 1), result_.slice(0, 1, 2));
   enqueue_result();
 }
 
@@ -291,14 +275,12 @@ StepResult Engine::train_step(std::span<const Batch> micro_batches, double valid
 }
 
 StepResult Engine::gradients(std::span<const Batch> micro_batches, double valid_tokens, bool stop) {
-  finish_update();
   enqueue_gradients(micro_batches, valid_tokens, 0, stop);
   enqueue_result();
   return take_result();
 }
 
 double Engine::evaluate(std::span<const Batch> micro_batches) {
-  finish_update();
   const Tensor loss = result_.slice(0, 1, 2);
   launch(stream_, Fill{.y = loss});
   execute(eval_program_, *stage_, *groups_.pipeline, stream_, micro_batches, {.mode = Mode::eval, .loss = loss});
@@ -346,7 +328,6 @@ void Engine::decode(const Batch& batch, KvCache& cache, const Tensor& logits) {
 
 std::vector<float> Engine::read(const Param& param, Role role) {
   std::vector<float> values(static_cast<std::size_t>(param.numel()));
-  finish_update();
   params_->read(stream_, role, params_->range_of(param), values.data());
   return values;
 }
@@ -354,13 +335,11 @@ std::vector<float> Engine::read(const Param& param, Role role) {
 void Engine::write(const Param& param, Role role, const std::vector<float>& values) {
   check(static_cast<Index>(values.size()) == param.numel(), "{} values for a parameter of {}", values.size(),
         param.numel());
-  finish_update();
   params_->write(stream_, role, params_->range_of(param), values.data());
 }
 
 std::vector<float> Engine::gradient(const Param& param) {
   std::vector<float> values(static_cast<std::size_t>(param.numel()));
-  finish_update();
   stream_.synchronize();
   download_now(values.data(), param.gradient);
   return values;

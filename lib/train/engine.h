@@ -18,7 +18,6 @@
 #include "lib/pipeline/executor.h"
 #include "lib/pipeline/stage.h"
 #include "lib/train/op_watch.h"
-#include "lib/train/update_queue.h"
 
 namespace dstrain {
 
@@ -108,18 +107,14 @@ class Engine {
   const Coordinates& coordinates() const { return at_; }
   const Groups& groups() const { return groups_; }
   Stage& stage() { return *stage_; }
-  // What is enqueued on it comes after everything enqueued before, the update under way included.
-  Stream& stream() {
-    finish_update();
-    return stream_;
-  }
+  Stream& stream() { return stream_; }
   ThreadPool& pool() { return *pool_; }
   const ParamArena& params() const { return *params_; }
   bool graphs() const { return graphs_; }
   bool overlaps() const { return gradient_queue_.has_value(); }  // gradients are reduced beside backward
   void count_into(Ledger* ledger) { stream_.set_ledger(ledger); }
-  // Passes are not recorded and nothing runs beside anything, until undone: for measuring ops one by one.
-  void run_one_by_one(bool on) { one_by_one_ = on; }
+  // Whether passes are recorded; for measuring ops one by one.
+  void set_graphs(bool on) { graphs_ = on; }
 
   // State and gradients of a parameter in host memory, laid out as the Param; between steps only.
   std::vector<float> read(const Param& param, Role role);
@@ -143,9 +138,6 @@ class Engine {
   Exchange& exchange(std::size_t step) { return *reinterpret_cast<Exchange*>(ring_.data() + step % kRing * 256); }
   void enqueue_gradients(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop);
   void enqueue_result();
-  void finish_update() {
-    if (update_queue_) update_queue_->join(stream_);
-  }
   void reduce_ready(std::size_t layer);
   void check_recordable();
 
@@ -171,9 +163,7 @@ class Engine {
   std::size_t enqueued_ = 0, taken_ = 0;  // steps
   const gpu::Event* update_after_ = nullptr;
   bool graphs_ = false;
-  bool one_by_one_ = false;
   std::unique_ptr<DebugObserver> debug_;
-  std::optional<UpdateQueue> update_queue_;  // CUDA, unless the job or debugging wants the update by itself
 
   // Reduction of gradients beside the last backward: CUDA with data ranks that have a GPU each.
   std::optional<gpu::Queue> gradient_queue_;
