@@ -4,7 +4,8 @@
   torch_curve.py init DIR                              writes a GPT-2 124M (config.json, model.safetensors) to DIR
   torch_curve.py train DIR TOKENS.h5 [--steps N ...]   prints one loss a line, as metrics.jsonl has them
 
-bf16 autocast with float32 weights, moments and gradients; AdamW with decay of matrices alone; gradients clipped at 1.
+bf16 autocast with float32 weights, moments and gradients; AdamW with decay of matrices alone; gradients clipped at 1; a
+cosine to 0 after the warm-up.
 The order of samples is lib/data/sampler.cpp's, written again here.
 """
 import argparse
@@ -89,7 +90,8 @@ def train(a):
         for b, (_, n) in enumerate(batch):
             weights[b, :n] = 1
         for group in optimizer.param_groups:
-            group["lr"] = a.lr * min(1.0, step / a.warmup)
+            fall = 0.5 * (1 + np.cos(np.pi * max(0, step - a.warmup) / (a.steps - a.warmup)))
+            group["lr"] = a.lr * (step / a.warmup if step < a.warmup else fall)
         with torch.autocast("cuda", torch.bfloat16, enabled=a.precision == "bfloat16"):
             logits = model(x[:, :-1]).logits
         loss = (F.cross_entropy(logits.float().flatten(0, 1), x[:, 1:].flatten(), reduction="none") *

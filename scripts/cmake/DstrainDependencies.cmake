@@ -17,7 +17,8 @@ pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(OPENBLAS REQUIRED IMPORTED_TARGET openblas)
 set(DSTRAIN_BLAS_NAME "OpenBLAS ${OPENBLAS_VERSION}")
 
-# yaml-cpp's soname differs between distributions and binaries travel: link it statically where the archive is there.
+# Binaries travel, but yaml-cpp's soname differs between distributions and utf8proc is rarely installed: both are linked
+# statically where the archive is there.
 find_library(DSTRAIN_YAML_ARCHIVE libyaml-cpp.a)
 add_library(dstrain_yaml INTERFACE)
 if(DSTRAIN_YAML_ARCHIVE)
@@ -25,6 +26,14 @@ if(DSTRAIN_YAML_ARCHIVE)
   target_include_directories(dstrain_yaml SYSTEM INTERFACE ${YAML_CPP_INCLUDE_DIR})
 else()
   target_link_libraries(dstrain_yaml INTERFACE yaml-cpp)
+endif()
+
+find_library(DSTRAIN_UTF8PROC_ARCHIVE libutf8proc.a)
+add_library(dstrain_utf8proc INTERFACE)
+if(DSTRAIN_UTF8PROC_ARCHIVE)
+  target_link_libraries(dstrain_utf8proc INTERFACE ${DSTRAIN_UTF8PROC_ARCHIVE})
+else()
+  target_link_libraries(dstrain_utf8proc INTERFACE PkgConfig::UTF8PROC)
 endif()
 
 add_library(dstrain_hdf5 INTERFACE)
