@@ -175,6 +175,8 @@ std::string Engine::tune(const std::string& known) {
     host.targets[i] = host.tokens[i];
     host.loss_weights[i] = 1.0f;
   }
+  // With an operand for every key to be seen, so that the kernels are those of the job's own batches.
+  if (config_.data.document_mask) host.first_keys.resize(host.tokens.size());
   const Batch batch = host.view();
   const std::vector<Batch> batches(static_cast<std::size_t>(shape.micro_batches), batch);
   const bool graphs = std::exchange(graphs_, false);
