@@ -349,7 +349,7 @@ RunCommand add_bench_ops(CLI::App& command) {
   auto o = std::make_shared<Options>();
   command.add_option("--job", o->job.job, "Job file whose step gives the shapes")->capture_default_str();
   command.add_option("arguments", o->job.overrides, "The job file, unless --job names it, and key=value ...");
-  command.add_option("--seconds", o->seconds, "Time for each op")->check(CLI::Range(0.0, 60.0))->capture_default_str();
+  command.add_option("--seconds", o->seconds, "Time for each op")->check(number_in(0, 60))->capture_default_str();
   command.add_option("--json", o->json, "File for the same rows, in seconds, FLOP/s and bytes/s");
   return [o] {
     std::vector<std::string>& arguments = o->job.overrides;

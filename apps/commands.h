@@ -10,6 +10,16 @@ namespace dstrain {
 
 using RunCommand = std::function<ExitCode()>;
 
+// As CLI::Range, which lets a NaN pass.
+inline CLI::Validator number_in(double least, double most) {
+  return {[least, most](std::string& text) {
+            double value = 0;
+            const bool inside = CLI::detail::lexical_cast(text, value) && value >= least && value <= most;
+            return inside ? std::string() : format("{} is not a number from {} to {}", text, least, most);
+          },
+          format("NUMBER in [{} - {}]", least, most)};
+}
+
 RunCommand add_train(CLI::App& command);
 RunCommand add_plan(CLI::App& command);
 RunCommand add_eval(CLI::App& command);

@@ -1,12 +1,16 @@
 // dstrain data locate RUN --step N: which documents a step was trained on.
 
 #include <algorithm>
+#include <map>
 #include <memory>
+#include <string>
+#include <utility>
 
 #include "apps/data.h"
 #include "lib/config/reader.h"
 #include "lib/config/resolve.h"
 #include "lib/data/sources.h"
+#include "lib/observe/series.h"
 #include "lib/train/run_directory.h"
 
 namespace dstrain {
@@ -17,6 +21,26 @@ struct Options {
   std::string run;
   Index step = 0;
 };
+
+// First sample of a step and one past its last. metrics.jsonl knows of the steps that were done; from the last known
+// one on, steps are counted at the job's batch. The cursor moves by whole batches, skipped updates included.
+std::pair<Index, Index> samples_of(const Files& files, const std::string& metrics, Index step, Index batch) {
+  Index known_step = 0, known = 0;
+  if (files.exists(metrics)) {
+    const std::map<std::string, Series> all = read_metrics(files, metrics);
+    if (const auto found = all.find("samples"); found != all.end()) {
+      const Series& s = found->second;
+      for (std::size_t i = 0; i < s.steps.size() && s.steps[i] <= step; ++i) {
+        const auto samples = static_cast<Index>(s.values[i]);
+        if (s.steps[i] == step) return {known + (step - 1 - known_step) * batch, samples};
+        known_step = s.steps[i];
+        known = samples;
+      }
+    }
+  }
+  const Index first = known + (step - 1 - known_step) * batch;
+  return {first, first + batch};
+}
 
 ExitCode locate(const Options& o) {
   const Files& files = system_files();
@@ -31,15 +55,17 @@ ExitCode locate(const Options& o) {
   TokenSources sources(files, config.data.train, config.model.vocab_size);
   const Sampler sampler = sources.sampler(t.sequence_length, config.run.seed, true);
 
-  // The cursor moves by whole batches, skipped updates included.
-  const Index first = (o.step - 1) * t.global_batch_size, of_rank = t.global_batch_size / config.parallel.data;
-  say("step {}: samples {} to {}", o.step, first, first + t.global_batch_size);
+  const auto [first, stop_sample] = samples_of(files, RunDirectory(o.run).metrics(), o.step, t.global_batch_size);
+  const bool of_job = stop_sample - first == t.global_batch_size;  // the job may have had another batch at that step
+  const Index of_rank = t.global_batch_size / config.parallel.data;
+  say("step {}: samples {} to {}", o.step, first, stop_sample);
   std::vector<Index> starts;
-  for (Index i = first; i < first + t.global_batch_size; ++i) {
+  for (Index i = first; i < stop_sample; ++i) {
     const Sample s = sampler.locate(i);
     TokenSource& source = sources[s.source];
     const Index rank = (i - first) / of_rank, micro_batch = (i - first) % of_rank / t.micro_batch_size;
-    say("sample {}: data rank {}, micro-batch {}; {}, epoch {}, tokens {} to {}", i, rank, micro_batch,
+    const std::string rows = of_job ? format("data rank {}, micro-batch {}; ", rank, micro_batch) : std::string();
+    say("sample {}: {}{}, epoch {}, tokens {} to {}", i, rows,
         config.data.train[static_cast<std::size_t>(s.source)].path, s.epoch, s.begin, s.begin + s.tokens);
     const Index end = s.begin + s.tokens;
     starts = {s.begin};

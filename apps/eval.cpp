@@ -201,12 +201,9 @@ void evaluate(const EvalOptions& o, World& world) {
   use_device(config, world, device);
   Groups groups = make_groups(world, mesh, Poster::checkpoint);
   std::optional<Tokenizer> tokenizer;
-  const std::string path = o.tokenizer.empty() ? config.data.tokenizer : o.tokenizer;
-  Agreement(*groups.control).together([&] {
-    if (!path.empty()) tokenizer = Tokenizer::load(files, path);
-  });
+  Agreement(*groups.control).together([&] { tokenizer = tokenizer_of(files, config, o.tokenizer); });
   Config used = config;
-  used.data.tokenizer = path;
+  if (!o.tokenizer.empty()) used.data.tokenizer = o.tokenizer;
   const Place place{o, world, files, used, mesh, device, std::move(groups), tokenizer ? &*tokenizer : nullptr};
   if (!lists.empty()) evaluate_data(place, lists);
   if (!o.choices.empty()) evaluate_choices(place);

@@ -151,12 +151,12 @@ void generate(const GenerateOptions& o, World& world) {
   const Mesh mesh(mesh_sizes(config.parallel));
   const Groups groups = make_groups(world, mesh, Poster::checkpoint);
   Agreement everyone(*groups.control);
-  const std::string path = o.tokenizer.empty() ? config.data.tokenizer : o.tokenizer;
-  require(!path.empty(), ExitCode::usage, "the job names no data.tokenizer: use --tokenizer");
   std::optional<Tokenizer> tokenizer;
   std::vector<Prompt> prompts;
   everyone.together([&] {
-    tokenizer = Tokenizer::load(system_files(), path);
+    tokenizer = tokenizer_of(system_files(), config, o.tokenizer);
+    require(tokenizer.has_value(), ExitCode::usage, "the job names no data.tokenizer: use --tokenizer");
+    const std::string& path = o.tokenizer.empty() ? config.data.tokenizer : o.tokenizer;
     require(tokenizer->vocab_size() <= config.model.vocab_size, ExitCode::data,
             "{}: {} tokens, the model's vocabulary has {}", path, tokenizer->vocab_size(), config.model.vocab_size);
     prompts = read_prompts(o, *tokenizer, config.model);
@@ -220,24 +220,25 @@ RunCommand add_generate(CLI::App& command) {
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   command.add_option("--temperature", o->sampling.temperature, "0: the most likely token always")
-      ->check(CLI::Range(0.0, 100.0))
+      ->check(number_in(0, 100))
       ->capture_default_str();
   command.add_option("--top-k", o->sampling.top_k, "Sample among the k most likely tokens; 0: all")
       ->check(CLI::Range(0, 1 << 30))
       ->capture_default_str();
   command
       .add_option("--top-p", o->sampling.top_p, "Sample among the fewest tokens whose probabilities sum to p; 1: all")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(number_in(0, 1))
       ->capture_default_str();
   command
       .add_option("--repetition-penalty", o->sampling.repetition_penalty,
                   "Makes tokens seen less likely (above 1) or more (below); 1: neither")
-      ->check(CLI::Range(0.01, 100.0))
+      ->check(number_in(0.01, 100))
       ->capture_default_str();
   command.add_option("--stop", o->stops, "Text before which the output ends; may be given again")
       ->allow_extra_args(false)
       ->check([](const std::string& s) { return s.empty() ? "is empty" : ""; });
   command.add_option("--seed", o->sampling.seed, "Of the sampling: the same seed and prompt give the same text")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command.add_flag(
       "--special-tokens", o->special_tokens,

@@ -59,6 +59,7 @@ void MetricsFile::write(const EvalRecord& r) { append(r.step, scalars(r)); }
 
 std::vector<Scalar> scalars(const StepRecord& r) {
   return {{"tokens", static_cast<double>(r.tokens), true},
+          {"samples", static_cast<double>(r.samples), true},
           {"loss", r.loss},
           {"grad_norm", r.grad_norm},
           {"lr", r.lr},

@@ -11,10 +11,11 @@
 namespace dstrain {
 
 struct StepRecord {
-  std::int64_t step = 0;    // updates done, this one included
-  std::int64_t tokens = 0;  // trained on since the run began
-  double loss = 0;          // mean over the step's valid tokens, nats
-  double grad_norm = 0;     // before clipping
+  std::int64_t step = 0;     // updates done, this one included
+  std::int64_t tokens = 0;   // trained on since the run began
+  std::int64_t samples = 0;  // read since the run began: the step's last global sample is the one before
+  double loss = 0;           // mean over the step's valid tokens, nats
+  double grad_norm = 0;      // before clipping
   double lr = 0;
   double seconds = 0;            // of this step
   double tokens_per_second = 0;  // all ranks

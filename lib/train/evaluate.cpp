@@ -9,10 +9,11 @@ namespace dstrain {
 
 namespace {
 
-// Of the whole run; never more than a Mixture counts.
-Index train_samples(const TrainingConfig& t) {
+// Of the whole run, after `step` steps of `samples` samples; never more than a Mixture counts.
+Index train_samples(const TrainingConfig& t, Index step = 0, Index samples = 0) {
   constexpr Index kMost = Index{1} << 62;
-  return t.steps > kMost / t.global_batch_size ? kMost : t.steps * t.global_batch_size;
+  const Index left = std::max<Index>(0, t.steps - step);
+  return left > (kMost - samples) / t.global_batch_size ? kMost : samples + left * t.global_batch_size;
 }
 
 // Without weights an evaluation ends with the list; a mixture has no end of its own.
@@ -23,11 +24,18 @@ Index eval_samples(const Config& config, const Sampler& sampler) {
 
 }  // namespace
 
-Sampler train_sampler(const Config& config, const TokenSources& sources) {
+void require_train_epochs(const Config& config, const TokenSources& sources, const Sampler& sampler, Index step,
+                          Index samples) {
   const TrainingConfig& t = config.training;
-  Sampler sampler = sources.sampler(t.sequence_length, config.run.seed, true);
-  sources.require_epochs(sampler, train_samples(t), 0, "data.train",
-                         format("training.steps: {} of {} samples", t.steps, t.global_batch_size));
+  const std::string before = step > 0 ? format("{} samples of {} steps and ", samples, step) : std::string();
+  sources.require_epochs(
+      sampler, train_samples(t, step, samples), 0, "data.train",
+      format("{}training.steps: {} of {} samples", before, std::max<Index>(0, t.steps - step), t.global_batch_size));
+}
+
+Sampler train_sampler(const Config& config, const TokenSources& sources) {
+  Sampler sampler = sources.sampler(config.training.sequence_length, config.run.seed, true);
+  require_train_epochs(config, sources, sampler, 0, 0);
   return sampler;
 }
 

@@ -32,7 +32,11 @@ class Evaluator {
   Index tokens_ = 0;  // predicted, over all ranks
 };
 
-// The sampler of a job's data.train. Throws Error{data} when training.steps read a source more often than its epochs.
+// Throws Error{data} when training.steps read a source of data.train more often than its epochs, of a run whose first
+// `step` steps have read `samples` samples.
+void require_train_epochs(const Config& config, const TokenSources& sources, const Sampler& sampler, Index step,
+                          Index samples);
+// The sampler of a job's data.train; require_train_epochs of a new run.
 Sampler train_sampler(const Config& config, const TokenSources& sources);
 // A line for each source: its share of the samples, its tokens and how often training.steps read it.
 std::vector<std::string> describe_sources(const Config& config, const TokenSources& sources, const Sampler& sampler);

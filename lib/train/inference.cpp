@@ -6,6 +6,7 @@
 #include "lib/checkpoint/reader.h"
 #include "lib/comm/agree.h"
 #include "lib/config/resolve.h"
+#include "lib/core/hash.h"
 #include "lib/train/checkpointer.h"
 #include "lib/train/plan.h"
 #include "lib/train/run_directory.h"
@@ -40,6 +41,19 @@ Config config_of_run(const Files& files, const std::string& path, const std::vec
   flat.push_back(format("training.global_batch_size={}", ranks * loaded.config.training.micro_batch_size));
   flat.insert(flat.end(), overrides.begin(), overrides.end());
   return resolve(load_config(files, job, flat), ranks);
+}
+
+std::optional<Tokenizer> tokenizer_of(const Files& files, const Config& config, const std::string& named) {
+  const std::string& own = config.data.tokenizer;
+  if (named.empty()) return own.empty() ? std::nullopt : std::optional(Tokenizer::load(files, own));
+  Tokenizer tokenizer = Tokenizer::load(files, named);
+  if (!own.empty() && files.exists(own)) {
+    const std::uint64_t hash = Tokenizer::load(files, own).hash();
+    require(hash == tokenizer.hash(), ExitCode::usage,
+            "--tokenizer: {} has hash {}, the job's data.tokenizer {} has {}", named, hex(tokenizer.hash()), own,
+            hex(hash));
+  }
+  return tokenizer;
 }
 
 Index load_run(const Files& files, const std::string& path, World& world, Engine& engine,

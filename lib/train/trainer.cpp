@@ -126,6 +126,8 @@ void Trainer::restore_latest_or_initialize() {
             "new run can start from its weights",
             sources_->fingerprint(), restored->step, restored->data_hash);
     state_ = *restored;
+    // Earlier steps may have had another batch.
+    require_train_epochs(config_, *sources_, *sampler_, state_.step, state_.next_sample);
     engine_->set_updates(state_.optimizer_step);
     saved_step_ = state_.step;
     log_->info(format("resumed from step {}", state_.step));
@@ -242,6 +244,7 @@ void Trainer::enqueue_step() {
   ++state_.step;
   state_.next_sample += config_.training.global_batch_size;
   state_.tokens = step.tokens;
+  step.samples = state_.next_sample;
   under_way_.push_back(step);
 }
 
@@ -279,6 +282,7 @@ StepRecord Trainer::record_of_oldest() {
   settled_at_ = now;
   return {.step = step.step,
           .tokens = step.tokens,
+          .samples = step.samples,
           .loss = result.loss,
           .grad_norm = result.grad_norm,
           .lr = step.lr,

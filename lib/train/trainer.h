@@ -52,7 +52,7 @@ class Trainer {
 
   // A step that was enqueued and whose result is not known.
   struct UnderWay {
-    Index step = 0, tokens = 0, valid_tokens = 0;
+    Index step = 0, tokens = 0, samples = 0, valid_tokens = 0;
     double lr = 0, begin = 0, wait_seconds = 0, stall_seconds = 0;
   };
 

@@ -360,6 +360,20 @@ training: {{ steps: 6, sequence_length: 64, global_batch_size: 8, micro_batch_si
             check(length == len(document) and a - before == c and b - before == e and 0 <= c < e <= length, line)
     run("data", "locate", d / "run", "--step", 7, code=2, says="--step: 7 is not in [1, 6]")
     run("data", "locate", d / "nothing", "--step", 1, code=2, says="no run here")
+    # A resume with another batch: steps keep the samples that they had, and epochs count them.
+    run("train", d / "job.yaml", "--ranks", 2, "training.steps=8", "training.global_batch_size=16")
+    for step, samples in ((6, "40 to 48"), (7, "48 to 64"), (8, "64 to 80")):
+        run("data", "locate", d / "run", "--step", step, says=f"step {step}: samples {samples}")
+    once = [f"data.train=[{{ path: '{d}/a-*.h5', epochs: 1 }}]", f"run.dir={d}/once"]
+    epoch = sum((len_of_source - 1 + 63) // 64 for len_of_source in
+                [sum(len(doc) for p, docs in files.items() if "/a-" in p for doc in docs)])
+    steps = epoch * 7 // 80
+    run("train", d / "job.yaml", *once, f"training.steps={steps}")
+    rest = (epoch - 8 * steps) // 2
+    smaller = ["training.global_batch_size=2", "training.micro_batch_size=2"]
+    run("train", d / "job.yaml", *once, *smaller, f"training.steps={steps + rest + 1}", code=3,
+        says=["data.train[0]", f"{8 * steps} samples of {steps} steps"])
+    run("train", d / "job.yaml", *once, *smaller, f"training.steps={steps + rest}")
     run("plan", d / "job.yaml", "training.steps=1000", code=3, says="and its epochs are 4.000")
     run("train", d / "job.yaml", "training.steps=1000", f"run.dir={d}/long", code=3, says="data.train[1]")
 

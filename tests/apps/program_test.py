@@ -106,6 +106,8 @@ def test_text_to_text(d):
     check("step 12" in run("eval", d / "one"), "eval")
     run("eval", d / "all", ranks=2)
     run("eval", d / "all", "--ranks", 3)
+    for option, value in (("--temperature", "nan"), ("--top-p", "nan"), ("--repetition-penalty", "nan"), ("--seed", -1)):
+        run("generate", d / "one", "--prompt", "the", option, value, code=2, says=option)
     text = run("generate", d / "one", "--prompt", "the quick", "--tokens", 20, "--temperature", 0)
     check(text.startswith("the quick") and len(text) > 12, text)
     check(text == run("generate", d / "one", "--prompt", "the quick", "--tokens", 20, "--temperature", 0), "repeatable")
