@@ -108,6 +108,10 @@ def test_text_to_text(d):
     run("eval", d / "all", "--ranks", 3)
     for option, value in (("--temperature", "nan"), ("--top-p", "nan"), ("--repetition-penalty", "nan"), ("--seed", -1)):
         run("generate", d / "one", "--prompt", "the", option, value, code=2, says=option)
+    run("data", "tokenizer", "--vocab-size", 270, "--out", d / "other.json", d / "corpus")
+    run("generate", d / "one", "--prompt", "the", "--tokenizer", d / "other.json", code=2, says="data.tokenizer")
+    run("eval", d / "one", "--tokenizer", d / "other.json", code=2, says="data.tokenizer")
+    run("generate", d / "one", "--prompt", "the", "--tokens", 1, "--tokenizer", d / "tokenizer.json")
     text = run("generate", d / "one", "--prompt", "the quick", "--tokens", 20, "--temperature", 0)
     check(text.startswith("the quick") and len(text) > 12, text)
     check(text == run("generate", d / "one", "--prompt", "the quick", "--tokens", 20, "--temperature", 0), "repeatable")
