@@ -244,15 +244,22 @@ void TokenFile::document_starts(Index begin, Index end, std::vector<Index>& into
   constexpr Index kRead = 64;
   std::int64_t offsets[kRead];
   std::int64_t previous = begin;
-  for (Index d = document_of(begin) + 1; d < documents(); d += kRead) {
-    const Index n = std::min(kRead, documents() - d);
+  for (Index d = document_of(begin) + 1; d <= documents() && previous < end; d += kRead) {
+    const Index n = std::min(kRead, documents() + 1 - d);
     offsets_.read({d}, {n}, std::as_writable_bytes(std::span(offsets).first(static_cast<std::size_t>(n))));
     for (Index i = 0; i < n; ++i) {
-      if (offsets[i] <= previous) bad(format("document_offsets[{}] is {} after {}", d + i, offsets[i], previous));
-      if (offsets[i] >= end) return;
-      into.push_back(previous = offsets[i]);
+      check_offset(d + i, previous, offsets[i]);
+      previous = offsets[i];
+      if (previous < end) into.push_back(previous);
     }
   }
+}
+
+void TokenFile::check_offset(Index document, std::int64_t previous, std::int64_t value) const {
+  if (value <= previous || value > tokens())
+    bad(format("document_offsets[{}] is {} after {}, of {} tokens", document, value, previous, tokens()));
+  if (document == documents() && value != tokens())
+    bad(format("document_offsets[{}], the last, is {} of {} tokens", document, value, tokens()));
 }
 
 void TokenFile::verify() {

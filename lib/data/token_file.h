@@ -86,7 +86,8 @@ class TokenFile {
   std::pair<Index, Index> document(Index i);
   // The document that holds a token. Throws Error{data} when the offsets around it do not rise.
   Index document_of(Index token);
-  // The first tokens of the documents that begin after `begin` and before `end`, rising.
+  // The first tokens of the documents that begin after `begin` and before `end`, rising. `end` <= tokens(). Throws
+  // Error{data} when an offset that is read does not rise or is outside [0, tokens()]; the tokens are not looked at.
   void document_starts(Index begin, Index end, std::vector<Index>& into);
   // Everything: every checksum, every id, every offset and end of document.
   void verify();
@@ -96,6 +97,7 @@ class TokenFile {
  private:
   void verify_block(Index block);
   std::int64_t offset(Index document);
+  void check_offset(Index document, std::int64_t previous, std::int64_t value) const;
   [[noreturn]] void bad(const std::string& message) const;
 
   std::string path_;

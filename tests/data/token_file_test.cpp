@@ -279,6 +279,24 @@ TEST_CASE("a token's document is right or an error, whatever the offsets are") {
   CHECK(errors > 3000);
 }
 
+TEST_CASE("a range of documents is refused with the offset that is wrong, be it behind the range") {
+  const Temporary t;
+  const auto report = [&](std::vector<std::int64_t> offsets, Index begin, Index end) {
+    Handmade h;
+    h.offsets = std::move(offsets);
+    h.document_count = static_cast<std::int64_t>(h.offsets.size()) - 1;
+    TokenFile file(system_files(), h.write(t / "h.h5"));
+    std::vector<Index> starts;
+    return message([&] { file.document_starts(begin, end, starts); });
+  };
+  const std::string at = t / "h.h5: document_offsets";
+  CHECK(report({0, 3, 5}, 0, 5) == "");
+  CHECK(report({0, 3, 99, 5}, 0, 3) == at + "[2] is 99 after 3, of 5 tokens");
+  CHECK(report({0, 1, 1ll << 40, 5}, 0, 5) == at + "[2] is 1099511627776 after 1, of 5 tokens");
+  CHECK(report({0, 3, 4, 2, 5}, 0, 4) == at + "[3] is 2 after 4, of 5 tokens");
+  CHECK(report({0, 3, 4}, 0, 5) == at + "[2], the last, is 4 of 5 tokens");
+}
+
 TEST_CASE("truncated and flipped token files are errors, and crash nothing") {
   const Temporary t;
   const auto docs = documents(30, 1000);
