@@ -91,7 +91,10 @@ void BatchReader::read_sample(Index global_sample, Index row, const Batch& batch
     TokenSource& source = sources_[s.source];
     source.read(s.begin, std::span(tokens_).first(static_cast<std::size_t>(held)));
     if (plan_.document_mask) source.document_starts(s.begin, s.begin + held, starts_);
-    for (Index& start : starts_) start -= s.begin;
+    for (Index& start : starts_) {
+      start -= s.begin;
+      source.check_document_end(s.begin + start - 1, tokens_[static_cast<std::size_t>(start) - 1]);
+    }
   }
   const std::int32_t pad = sources_.info().end_of_document;
   batch.sample_ids.as<std::int64_t>()[row] = global_sample;

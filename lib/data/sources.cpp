@@ -2,7 +2,8 @@
 
 namespace dstrain {
 
-TokenSources::TokenSources(const Files& files, const std::vector<DataSource>& list, Index vocab_size) : entries(list) {
+TokenSources::TokenSources(const Files& files, const std::vector<DataSource>& list, Index vocab_size, bool documents)
+    : entries(list) {
   require(!list.empty(), ExitCode::data, "no token file is named");
   for (const DataSource& entry : list) {
     sources.push_back(std::make_unique<TokenSource>(files, entry.path));
@@ -12,6 +13,7 @@ TokenSources::TokenSources(const Files& files, const std::vector<DataSource>& li
             entry.path, hex(b.tokenizer_hash), list[0].path, hex(a.tokenizer_hash));
     require(b.vocab_size <= vocab_size, ExitCode::data, "{}: its vocabulary of {} is larger than model.vocab_size: {}",
             entry.path, b.vocab_size, vocab_size);
+    if (documents) document_hashes.push_back(sources.back()->document_fingerprint());
   }
 }
 
@@ -33,6 +35,7 @@ std::string TokenSources::fingerprint() const {
   std::string text;
   for (const auto& s : sources) text += hex(s->fingerprint());
   if (const auto w = weights(); !w.empty()) text += hex(Mixture(w).fingerprint());
+  for (const std::uint64_t hash : document_hashes) text += hex(hash);
   return hex(xxh3(text));
 }
 

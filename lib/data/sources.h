@@ -14,14 +14,16 @@ namespace dstrain {
 struct TokenSources {
   std::vector<DataSource> entries;
   std::vector<std::unique_ptr<TokenSource>> sources;  // one an entry
+  std::vector<std::uint64_t> document_hashes;         // of each source; none unless documents are asked for
 
-  // Throws Error{data} when a source cannot be read, when tokenizers differ, or when ids reach past `vocab_size`.
-  TokenSources(const Files& files, const std::vector<DataSource>& list, Index vocab_size);
+  // Throws Error{data} when a source cannot be read, when tokenizers differ, or when ids reach past `vocab_size`. With
+  // `documents` (a job with a document mask) all document offsets are read once, checked, and part of the fingerprint.
+  TokenSources(const Files& files, const std::vector<DataSource>& list, Index vocab_size, bool documents = false);
 
   std::vector<Index> tokens() const;    // of each source
   std::vector<double> weights() const;  // of each source; none when the list has no weights
   const TokenFileInfo& info() const { return sources[0]->info(); }
-  // Tells these tokens in this order and mixture from others.
+  // Tells these tokens in this order and mixture, and these documents where they are asked for, from others.
   std::string fingerprint() const;
   TokenSource& operator[](Index i) { return *sources[static_cast<std::size_t>(i)]; }
 

@@ -303,4 +303,26 @@ std::uint64_t TokenFile::fingerprint() const {
   return xxh3(std::as_bytes(std::span(words)));
 }
 
+std::uint64_t TokenFile::document_fingerprint() const {
+  Xxh3Hasher hasher;
+  std::vector<std::int64_t> offsets;
+  std::int64_t previous = 0;
+  for (Index d = 0; d <= documents(); d += static_cast<Index>(offsets.size())) {
+    offsets.resize(static_cast<std::size_t>(std::min(kVerifyOffsets, documents() + 1 - d)));
+    const auto bytes = std::as_writable_bytes(std::span(offsets));
+    offsets_.read({d}, {static_cast<Index>(offsets.size())}, bytes);
+    hasher.update(bytes);
+    for (std::size_t i = 0; i < offsets.size(); ++i) {
+      const Index document = d + static_cast<Index>(i);
+      if (document > 0)
+        check_offset(document, previous, offsets[i]);
+      else if (offsets[0] != 0)
+        bad(format("document_offsets[0] is {}, expected 0", offsets[0]));
+      previous = offsets[i];
+    }
+  }
+  if (previous != tokens()) bad(format("document_offsets end at {} of {} tokens", previous, tokens()));
+  return hasher.digest();
+}
+
 }  // namespace dstrain

@@ -93,6 +93,9 @@ class TokenFile {
   void verify();
   // Tells these tokens from others: a hash of what the file says of them (their number, tokenizer and checksums).
   std::uint64_t fingerprint() const;
+  // Tells these documents from others: a hash of all document offsets, which are read and checked: Error{data} unless
+  // they rise from 0 to tokens().
+  std::uint64_t document_fingerprint() const;
 
  private:
   void verify_block(Index block);

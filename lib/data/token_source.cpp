@@ -39,6 +39,12 @@ std::uint64_t TokenSource::fingerprint() const {
   return xxh3(std::as_bytes(std::span(words)));
 }
 
+std::uint64_t TokenSource::document_fingerprint() const {
+  std::vector<std::uint64_t> words;
+  for (const auto& f : files_) words.push_back(f->document_fingerprint());
+  return xxh3(std::as_bytes(std::span(words)));
+}
+
 std::size_t TokenSource::file_of(Index token) const {
   return static_cast<std::size_t>(std::upper_bound(first_.begin(), first_.end(), token) - first_.begin() - 1);
 }
@@ -56,6 +62,15 @@ void TokenSource::document_starts(Index begin, Index end, std::vector<Index>& in
     files_[i]->document_starts(std::max<Index>(0, begin - first_[i]), std::min(end, first_[i + 1]) - first_[i], into);
     for (std::size_t k = before; k < into.size(); ++k) into[k] += first_[i];
   }
+}
+
+void TokenSource::check_document_end(Index token, std::int32_t value) {
+  if (value == info().end_of_document) return;
+  const Place place = locate(token);
+  const TokenFile& f = *files_[place.file];
+  require(value == f.info().end_of_document, ExitCode::data,
+          "{}: document {} ends with token {}, expected {}; document_offsets are not those of the tokens", f.path(),
+          place.document, value, f.info().end_of_document);
 }
 
 void TokenSource::read(Index begin, std::span<std::int32_t> into) {

@@ -40,6 +40,31 @@ struct Corpus {
   TokenSources open() const { return TokenSources(system_files(), patterns, 512); }
 };
 
+// Writes the token file at `path`, of less than a block, anew with other document offsets, as many as it had.
+void replace_offsets(const std::string& path, const std::vector<std::int64_t>& offsets) {
+  std::vector<std::uint16_t> tokens;
+  {
+    const Hdf5File old = Hdf5File::open(system_files(), path);
+    const Hdf5Dataset stored = old.open_dataset("tokens");
+    tokens.resize(static_cast<std::size_t>(stored.shape()[0]));
+    stored.read(std::as_writable_bytes(std::span(tokens)));
+  }
+  Hdf5File f = Hdf5File::create(system_files(), path, OpenMode::replace);
+  const auto put = [&](const char* name, Hdf5Type type, const auto& v) {
+    f.create_dataset(name, type, {static_cast<Index>(v.size())}).write(std::as_bytes(std::span(v)));
+  };
+  put("tokens", Hdf5Type::u16, tokens);
+  put("document_offsets", Hdf5Type::i64, offsets);
+  put("block_checksums", Hdf5Type::u64, std::vector{xxh3(std::as_bytes(std::span(tokens)))});
+  f.write_attribute("/", "format_version", kTokenFormat);
+  f.write_attribute("/", "vocab_size", std::int64_t{kInfo.vocab_size});
+  f.write_attribute("/", "end_of_document_id", std::int64_t{kInfo.end_of_document});
+  f.write_attribute("/", "token_count", static_cast<std::int64_t>(tokens.size()));
+  f.write_attribute("/", "document_count", static_cast<std::int64_t>(offsets.size()) - 1);
+  f.write_attribute("/", "tokenizer_hash", hex(kInfo.tokenizer_hash));
+  f.close()->close();
+}
+
 // A row of a step, to be compared: sample id, tokens, targets, weights.
 struct Row {
   Index sample;
@@ -255,6 +280,57 @@ TEST_CASE("with a document mask documents stand alone in a sample") {
   // The last step reaches into the next epoch.
   const Index end = (sampler.samples() + global - 1) / global * global;
   CHECK(predicted_tokens(sources, sampler, 0, end, true) == all);
+}
+
+TEST_CASE("with a document mask a document that does not begin behind an end of document is refused") {
+  const Temporary t;
+  TokenWriter writer(system_files(), t / "d", kInfo);
+  for (int d = 0; d < 4; ++d) writer.add(std::vector<std::int32_t>{5, 6, 7});
+  const std::string path = writer.finish()[0];
+  const auto said = [&](bool document_mask) -> std::string {
+    TokenSources sources(system_files(), {{path}}, 512);
+    const Sampler sampler = sources.sampler(kT, 3, true);
+    BatchReader reader(sources, sampler, {.global_batch = 1, .micro_batch = 1, .document_mask = document_mask});
+    StepData step;
+    Buffer memory;
+    try {
+      reader.read(0, step, memory);
+      return "";
+    } catch (const Error& e) {
+      CHECK(e.code() == ExitCode::data);
+      return e.what();
+    }
+  };
+  CHECK(said(true) == "");
+  replace_offsets(path, {0, 4, 7, 12, 16});
+  CHECK(said(true) ==
+        path + ": document 1 ends with token 7, expected 0; document_offsets are not those of the tokens");
+  CHECK(said(false) == "");
+}
+
+TEST_CASE("the fingerprint covers the documents where they are asked for, and only there") {
+  const Temporary t;
+  // Ids of the end of a document stand inside documents too: only the offsets tell the two cuts apart.
+  TokenWriter writer(system_files(), t / "d", kInfo);
+  writer.add(std::vector<std::int32_t>{5, 0, 7, 0, 9});
+  writer.add(std::vector<std::int32_t>{5});
+  const std::string path = writer.finish()[0];
+  const auto of = [&](bool documents) { return TokenSources(system_files(), {{path}}, 512, documents).fingerprint(); };
+  const std::string plain = of(false), masked = of(true);
+  CHECK(plain == hex(xxh3(hex(TokenSource(system_files(), path).fingerprint()))));
+  CHECK(masked != plain);
+  CHECK(masked == of(true));
+  replace_offsets(path, {0, 2, 8});
+  CHECK(of(false) == plain);
+  CHECK(of(true) != masked);
+  for (const auto& [offsets, says] :
+       {std::pair<std::vector<std::int64_t>, const char*>{{1, 6, 8}, ": document_offsets[0] is 1, expected 0"},
+        {{0, 9, 8}, ": document_offsets[1] is 9 after 0, of 8 tokens"},
+        {{0, 6, 7}, ": document_offsets[2], the last, is 7 of 8 tokens"}}) {
+    replace_offsets(path, offsets);
+    CHECK_THROWS_WITH(of(true), path + says);
+    CHECK(of(false) == plain);
+  }
 }
 
 TEST_CASE("a step without a token to predict is an error") {
