@@ -85,7 +85,7 @@ class SystemFiles final : public Files {
     int flags = O_CLOEXEC;
     switch (mode) {
       case OpenMode::read:
-        flags |= O_RDONLY;
+        flags |= O_RDONLY | O_NONBLOCK;  // a FIFO without a writer is refused below, not waited for
         break;
       case OpenMode::create:
         flags |= O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
@@ -107,6 +107,10 @@ class SystemFiles final : public Files {
       ::close(fd);
       errno = EISDIR;
       fail_file(mode == OpenMode::read ? ExitCode::data : ExitCode::write, "open", path);
+    }
+    if (mode == OpenMode::read && !S_ISREG(s.st_mode)) {
+      ::close(fd);
+      throw FileError(ExitCode::data, format("cannot open {}: not a regular file", path), EINVAL);
     }
     return std::make_unique<PosixFile>(path, fd);
   }

@@ -319,6 +319,16 @@ def hostile_text(d):
             says=f"{name}: line 1: a document of more than 1073741824 bytes{says}")
         (d / name).unlink()
     refused("a.pdf", b"x", "not text that is read")
+    # What is no regular file is not waited for, be it named or found in a directory.
+    (d / "pipes").mkdir()
+    os.mkfifo(d / "pipes/p.txt")
+    os.symlink("/dev/zero", d / "zero.jsonl")
+    for bad, named in [(d / "pipes/p.txt",) * 2, (d / "pipes", d / "pipes/p.txt"), (d / "zero.jsonl",) * 2]:
+        says = f"cannot open {named}: not a regular file"
+        run("data", "tokenize", "--tokenizer", path, "--out", d / "out/x", bad, code=3, says=says)
+        run("data", "tokenizer", "--vocab-size", 300, "--out", d / "out.json", bad, code=3, says=says)
+    run("data", "tokenize", "--tokenizer", d / "pipes/p.txt", "--out", d / "out/x", path, code=3,
+        says="not a regular file")
     refused("a.txt", b"x", "--documents: ", "--documents", "page", code=2)
 
 
