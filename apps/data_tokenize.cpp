@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <optional>
 
@@ -69,13 +70,23 @@ void print_lengths(const TokenizeStatistics& all) {
   }
 }
 
+// A prefix in one form, whatever its directory is called: through links and "..", from anywhere.
+std::filesystem::path place_of(const std::string& prefix) {
+  const std::filesystem::path path(prefix);
+  std::error_code error;
+  std::filesystem::path directory = std::filesystem::absolute(path, error).parent_path();
+  if (auto real = std::filesystem::weakly_canonical(directory, error); !error) directory = std::move(real);
+  return directory.lexically_normal() / path.filename();
+}
+
 ExitCode run(const Options& o) {
   const Files& files = system_files();
   require(o.eval_fraction >= 0 && o.eval_fraction < 1, ExitCode::usage, "--eval-fraction: {} is not in [0, 1)",
           o.eval_fraction);
   require((o.eval_fraction > 0) == !o.eval_out.empty(), ExitCode::usage,
           "--eval-fraction and --eval-out belong together");
-  require(o.eval_out != o.out, ExitCode::usage, "--eval-out: must differ from --out");
+  require(o.eval_out.empty() || place_of(o.eval_out) != place_of(o.out), ExitCode::usage,
+          "--eval-out: {} must differ from --out, {}", o.eval_out, o.out);
   require(!o.key.empty(), ExitCode::usage, "--key: empty");
   run_ranks(o.ranks, [&](World& world) {
     std::vector<int> members;

@@ -330,6 +330,12 @@ def hostile_text(d):
     run("data", "tokenize", "--tokenizer", d / "pipes/p.txt", "--out", d / "out/x", path, code=3,
         says="not a regular file")
     refused("a.txt", b"x", "--documents: ", "--documents", "page", code=2)
+    # One place under two names is one place.
+    (d / "out/sub").mkdir(parents=True, exist_ok=True)
+    os.symlink(d / "out", d / "link")
+    here = os.path.relpath(d / "out/x")
+    for other in (d / "out/x", d / "out/./x", d / "out/sub/../x", d / "link/x", here, "./" + here):
+        refused("a.txt", b"x y z", "must differ from --out", "--eval-out", other, "--eval-fraction", 0.5, code=2)
 
 
 def inspect_and_locate(d):
