@@ -1,5 +1,6 @@
 // dstrain data import and export: token files of other programs.
 
+#include <algorithm>
 #include <memory>
 
 #include "apps/data.h"
@@ -30,18 +31,22 @@ std::vector<std::string> expand(const Files& files, const std::vector<std::strin
 ExitCode import(const Options& o) {
   const Files& files = system_files();
   TokenFileInfo info{0, o.vocab_size, static_cast<std::int32_t>(o.end_of_document)};
+  Index ids = INT32_MAX;  // of the tokenizer: a larger --vocab-size pads a model's vocabulary, it makes no more ids
   if (!o.tokenizer.empty()) {
     const Tokenizer tokenizer = Tokenizer::load(files, o.tokenizer);
     info = {tokenizer.hash(), tokenizer.vocab_size(), tokenizer.end_of_document()};
     if (o.end_of_document >= 0) info.end_of_document = static_cast<std::int32_t>(o.end_of_document);
     if (o.vocab_size > 0) info.vocab_size = o.vocab_size;
+    ids = tokenizer.vocab_size();
   }
   require(info.vocab_size > 0 && info.end_of_document >= 0, ExitCode::usage,
           "--tokenizer, or --vocab-size and --end-of-document, must say what the ids are");
-  require(info.end_of_document < info.vocab_size, ExitCode::usage, "--end-of-document: {} of a vocabulary of {}",
-          info.end_of_document, info.vocab_size);
+  TokenFileInfo accepted = info;
+  accepted.vocab_size = std::min(ids, info.vocab_size);
+  require(info.end_of_document < accepted.vocab_size, ExitCode::usage, "--end-of-document: {} of a vocabulary of {}",
+          info.end_of_document, accepted.vocab_size);
   TokenWriter out(files, o.out, info);
-  (o.format == "llmc" ? import_llmc : import_megatron)(files, expand(files, o.inputs), info, out);
+  (o.format == "llmc" ? import_llmc : import_megatron)(files, expand(files, o.inputs), accepted, out);
   const auto written = out.finish();
   require(!written.empty(), ExitCode::data, "no document in {} file(s)", o.inputs.size());
   say("{}{}: {} documents, {} tokens", written[0], written.size() > 1 ? " to " + written.back() : "", out.documents(),

@@ -55,6 +55,19 @@ void count_lengths(TokenFile& file, Lengths& lengths) {
   for (std::size_t d = 0; d + 1 < starts.size(); ++d) ++lengths[starts[d + 1] - starts[d]];
 }
 
+// read() knows the vocabulary that the file says; a tokenizer may have fewer ids.
+void check_ids(TokenFile& file, Index vocab_size) {
+  if (file.info().vocab_size <= vocab_size) return;
+  std::vector<std::int32_t> ids;
+  for (Index begin = 0; begin < file.tokens(); begin += kTokenBlock) {
+    ids.resize(static_cast<std::size_t>(std::min(kTokenBlock, file.tokens() - begin)));
+    file.read(begin, ids);
+    for (std::size_t i = 0; i < ids.size(); ++i)
+      require(ids[i] < vocab_size, ExitCode::data, "{}: token {} at {} is outside the tokenizer's vocabulary of {}",
+              file.path(), ids[i], begin + static_cast<Index>(i), vocab_size);
+  }
+}
+
 void print_lengths(const Lengths& lengths) {
   Index documents = 0;
   for (const auto& [length, n] : lengths) documents += n;
@@ -91,9 +104,11 @@ ExitCode inspect(const Options& o) {
     say("{}: {} documents, {} tokens ({}), vocabulary {}, end of document {}, tokenizer {}", path, file.documents(),
         file.tokens(), file.type(), info.vocab_size, info.end_of_document, hex(info.tokenizer_hash));
     file.verify();
-    if (tokenizer)
+    if (tokenizer) {
       require(tokenizer->hash() == info.tokenizer_hash, ExitCode::data, "{}: its hash is {}, the token file's {}",
               o.tokenizer, hex(tokenizer->hash()), hex(info.tokenizer_hash));
+      check_ids(file, tokenizer->vocab_size());
+    }
     count_lengths(file, lengths);
     documents += file.documents();
     tokens += file.tokens();

@@ -285,6 +285,34 @@ def hostile_formats(d):
     refused("megatron", "m.bin", d / "m.idx")
 
 
+def ids_of_a_tokenizer(d):
+    """A vocabulary that is padded for a model holds no more ids than the tokenizer has."""
+    path = tokenizer(d)
+    own = max(json.loads(path.read_text())["model"]["vocab"].values())
+    own = max([own] + [t["id"] for t in json.loads(path.read_text()).get("added_tokens", [])]) + 1
+    padded = ["--vocab-size", own + 84]
+    for name, last in [("good", own - 1), ("bad", own)]:
+        write_llmc(d / f"{name}.bin", [5, 6, 7, last])
+        write_megatron(d / f"m{name}", [[5, 6], [7, last]], [0, 1, 2])
+    for kind, file, says in [("llmc", "bad.bin", f"bad.bin: token {own} at 3 is outside the vocabulary of {own}"),
+                             ("megatron", "mbad.idx", f"mbad.bin: token {own} of sequence 1, number 1, is outside")]:
+        run("data", "import", "--format", kind, "--out", d / "out", "--tokenizer", path, *padded, d / file, code=3,
+            says=says)
+        check(not list(d.glob("out*")), "something was left")
+    run("data", "import", "--format", "llmc", "--out", d / "out", "--tokenizer", path, *padded, "--end-of-document",
+        own, d / "good.bin", code=2, says="--end-of-document: ")
+    for kind, file in [("llmc", "good.bin"), ("megatron", "mgood.idx")]:
+        run("data", "import", "--format", kind, "--out", d / kind, "--tokenizer", path, *padded, d / file)
+        run("data", "inspect", "--tokenizer", path, d / f"{kind}-00000.h5", says=f"vocabulary {own + 84}")
+    # A file that has such an id all the same, and the tokenizer's hash.
+    end = json.loads(run("data", "inspect", d / "llmc-00000.h5").split("end of document ")[1].split(",")[0])
+    run("data", "import", "--format", "llmc", "--out", d / "old", *padded, "--end-of-document", end, d / "bad.bin")
+    with h5py.File(d / "llmc-00000.h5") as good, h5py.File(d / "old-00000.h5", "r+") as f:
+        f.attrs.modify("tokenizer_hash", np.bytes_(good.attrs["tokenizer_hash"]))
+    run("data", "inspect", "--tokenizer", path, d / "old-00000.h5", code=3,
+        says=f"old-00000.h5: token {own} at 3 is outside the tokenizer's vocabulary of {own}")
+
+
 def hostile_text(d):
     path = tokenizer(d)
 
@@ -394,8 +422,8 @@ training: {{ steps: 6, sequence_length: 64, global_batch_size: 8, micro_batch_si
     run("train", d / "job.yaml", "training.steps=1000", f"run.dir={d}/long", code=3, says="data.train[1]")
 
 
-TESTS = [h5py_by_names, ranks_and_threads, kill_and_go_on, formats_of_others, hostile_formats, hostile_text,
-         inspect_and_locate]
+TESTS = [h5py_by_names, ranks_and_threads, kill_and_go_on, formats_of_others, hostile_formats,
+         ids_of_a_tokenizer, hostile_text, inspect_and_locate]
 
 
 def main():
