@@ -118,7 +118,7 @@ ExitCode inspect(const Options& o) {
   if (documents > 0) print_lengths(lengths);
 
   // Samples at equal distances over all documents.
-  const Index shown = std::min<Index>(std::max(0, o.samples), documents);
+  const Index shown = std::min<Index>(o.samples, documents);
   Index before = 0, next = 0;
   for (const std::string& path : paths) {
     if (next == shown) break;
@@ -146,7 +146,9 @@ RunCommand add_data_inspect(CLI::App& command) {
   const auto o = std::make_shared<Options>();
   command.add_option("files", o->files, "Token files, or globs of them")->required();
   command.add_option("--tokenizer", o->tokenizer, "tokenizer.json, to show text instead of ids");
-  command.add_option("--samples", o->samples, "Documents to show")->capture_default_str();
+  command.add_option("--samples", o->samples, "Documents to show")
+      ->check(CLI::Range(0, INT32_MAX))
+      ->capture_default_str();
   return [o] { return inspect(*o); };
 }
 

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <array>
+#include <string_view>
+#include <utility>
 
 #include "lib/data/glob.h"
 
@@ -13,6 +15,7 @@ namespace dstrain {
 namespace {
 
 constexpr int kDepth = 32;
+constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
 constexpr std::size_t kBuffer = 1 << 18;
 constexpr std::array kEndings = {".txt", ".md", ".rst", ".jsonl"};
 constexpr const char* kKnown = ".txt, .md, .rst and .jsonl, plain, .gz or .zst";
@@ -78,6 +81,8 @@ struct TextStream::State {
   std::vector<char> buffer;
   std::size_t at = 0, held = 0;  // of the buffer
   bool inside = false;           // within a gzip member or a zstd frame
+  bool begun = false;
+  std::string head;  // the text's first bytes, as far as they are no byte order mark and not given out
   z_stream gzip{};
   ZSTD_DStream* zstd = nullptr;
 
@@ -98,6 +103,7 @@ struct TextStream::State {
   [[noreturn]] void damaged(const char* why) const {
     fail(ExitCode::data, "{}: damaged before byte {}: {}", path, consumed(), why);
   }
+  std::size_t read(std::span<char> into);  // with the byte order mark
   // One call of the decompressor; returns the bytes made.
   std::size_t inflate_some(std::span<char> into);
   std::size_t decompress_some(std::span<char> into);
@@ -156,6 +162,19 @@ std::size_t TextStream::State::decompress_some(std::span<char> into) {
 
 std::size_t TextStream::read(std::span<char> into) {
   State& s = *state_;
+  if (!std::exchange(s.begun, true)) {
+    s.head.resize(kByteOrderMark.size());
+    s.head.resize(s.read(s.head));
+    if (s.head == kByteOrderMark) s.head.clear();
+  }
+  const std::size_t first = std::min(into.size(), s.head.size());
+  std::copy_n(s.head.data(), first, into.data());
+  s.head.erase(0, first);
+  return first + s.read(into.subspan(first));
+}
+
+std::size_t TextStream::State::read(std::span<char> into) {
+  State& s = *this;
   std::size_t done = 0;
   while (done < into.size()) {
     const bool more = s.at < s.held || s.fill();

@@ -23,8 +23,8 @@ struct TextFile {
 std::vector<TextFile> find_text(const Files& files, const std::vector<std::string>& inputs);
 
 // The bytes of one file, decompressed by its name's ending; gzip members and zstd frames may follow one another.
-// Memory: a buffer, and a window of at most 128 MiB for zstd. Throws Error{data} with the path, and the offset in the
-// file for damage.
+// A byte order mark at the text's beginning is left out. Memory: a buffer, and a window of at most 128 MiB for zstd.
+// Throws Error{data} with the path, and the offset in the file for damage.
 class TextStream {
  public:
   TextStream(const Files& files, const std::string& path);

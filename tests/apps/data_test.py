@@ -378,6 +378,7 @@ def inspect_and_locate(d):
                  says=["checksums, ids and document offsets are good", "800 documents", f"least {lengths[0]} ",
                        f"50% {lengths[399]} ", f"95% {lengths[759]} ", f"most {lengths[-1]}"])
     check(output.count("--- ") == 5, output)
+    run("data", "inspect", d / "a-*.h5", "--samples", -4, code=2, says="--samples: ")
 
     (d / "job.yaml").write_text(f"""
 run: {{ dir: {d}/run, seed: 3, threads: 1, device: cpu }}

@@ -105,6 +105,26 @@ TEST_CASE("streams give a file's text, whatever its compression and however it i
   }
 }
 
+TEST_CASE("a byte order mark at the beginning of a text is left out, and only there") {
+  const Temporary t;
+  const std::string mark = "\xef\xbb\xbf", line = "{\"text\": \"one\"}";
+  put(t / "a.txt", mark + "some" + mark);
+  put_gz(t / "a.txt.gz", mark + "some" + mark);
+  put(t / "a.txt.zst", zstd(mark.substr(0, 1)) + zstd(mark.substr(1) + "some" + mark));
+  for (const char* ending : {"", ".gz", ".zst"})
+    for (const std::size_t step : {std::size_t{1}, std::size_t{2}, std::size_t{1000}})
+      CHECK(all_of(t / "a.txt" + ending, step) == "some" + mark);
+  for (const std::string& bytes : {mark.substr(0, 1), mark.substr(0, 2), mark.substr(0, 2) + "some", mark + mark}) {
+    put(t / "b.txt", bytes);
+    CHECK(all_of(t / "b.txt", 1) == (bytes == mark + mark ? mark : bytes));
+  }
+  put(t / "c.jsonl", mark + line);
+  DocumentReader reader(system_files(), find_text(system_files(), {t / "c.jsonl"}), DocumentRule::file);
+  RawDocument document;
+  REQUIRE(reader.next(document));
+  CHECK(text_of(std::move(document), reader.texts(), "text") == "one");
+}
+
 TEST_CASE("damage is named with its place") {
   const Temporary t;
   const std::string text = noise(1000000);
