@@ -68,7 +68,8 @@ void Trainer::start() {
   peak_ = peak_flops(config_, device);
   engine_ = make_engine(config_, world_, mesh, device, pool_threads(config_, world_), plan);
   everyone.together([&] {
-    sources_ = std::make_unique<TokenSources>(files_, config_.data.train, config_.model.vocab_size);
+    sources_ = std::make_unique<TokenSources>(files_, config_.data.train, config_.model.vocab_size,
+                                              config_.data.document_mask);
     sampler_ = std::make_unique<Sampler>(train_sampler(config_, *sources_));
     if (!config_.data.eval.empty() && config_.eval.every > 0)
       evaluator_ = std::make_unique<Evaluator>(config_, files_, clock_, *engine_);
@@ -120,11 +121,11 @@ void Trainer::restore_latest_or_initialize() {
   const auto restored = checkpointer_->restore([&](const std::string& line) { log_->warn(line); });
   if (restored) {
     // The cursor counts samples of these very tokens.
-    require(restored->data_hash.empty() || restored->data_hash == sources_->fingerprint(), ExitCode::data,
-            "data.train: its tokens or weights (hash {}) are not those that the checkpoint of step {} was trained on "
-            "(hash {}); a "
-            "new run can start from its weights",
-            sources_->fingerprint(), restored->step, restored->data_hash);
+    require(
+        restored->data_hash.empty() || restored->data_hash == sources_->fingerprint(), ExitCode::data,
+        "data.train: its tokens, weights or document mask (hash {}) are not those that the checkpoint of step {} was "
+        "trained on (hash {}); a new run can start from its weights",
+        sources_->fingerprint(), restored->step, restored->data_hash);
     state_ = *restored;
     // Earlier steps may have had another batch.
     require_train_epochs(config_, *sources_, *sampler_, state_.step, state_.next_sample);

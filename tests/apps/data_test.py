@@ -409,6 +409,8 @@ training: {{ steps: 6, sequence_length: 64, global_batch_size: 8, micro_batch_si
     run("train", d / "job.yaml", "--ranks", 2, "training.steps=8", "training.global_batch_size=16")
     for step, samples in ((6, "40 to 48"), (7, "48 to 64"), (8, "64 to 80")):
         run("data", "locate", d / "run", "--step", step, says=f"step {step}: samples {samples}")
+    run("train", d / "job.yaml", "--ranks", 2, "training.steps=9", "data.document_mask=false", code=3,
+        says="tokens, weights or document mask")
     once = [f"data.train=[{{ path: '{d}/a-*.h5', epochs: 1 }}]", f"run.dir={d}/once"]
     epoch = sum((len_of_source - 1 + 63) // 64 for len_of_source in
                 [sum(len(doc) for p, docs in files.items() if "/a-" in p for doc in docs)])

@@ -237,7 +237,7 @@ TEST_CASE("a run goes on with its mixture and its mask on other data ranks, and 
   };
   std::string other = list;
   other.replace(other.find("weight: 3"), 9, "weight: 4");
-  CHECK_THAT(message({"data.train=" + other, "training.steps=13"}), Catch::Matchers::Contains("its tokens or weights"));
+  CHECK_THAT(message({"data.train=" + other, "training.steps=13"}), Catch::Matchers::Contains("its tokens, weights or document mask"));
   // An evaluation counts too: by default it reads each entry of a mixture once.
   const std::string eval = list.substr(0, list.find(", epochs")) + "}]";
   CHECK_THAT(message({"data.train=" + list, "data.eval=" + eval, "eval.samples=48", "training.steps=13"}),
