@@ -237,7 +237,8 @@ TEST_CASE("a run goes on with its mixture and its mask on other data ranks, and 
   };
   std::string other = list;
   other.replace(other.find("weight: 3"), 9, "weight: 4");
-  CHECK_THAT(message({"data.train=" + other, "training.steps=13"}), Catch::Matchers::Contains("its tokens, weights or document mask"));
+  CHECK_THAT(message({"data.train=" + other, "training.steps=13"}),
+             Catch::Matchers::Contains("its tokens, weights or document mask"));
   // An evaluation counts too: by default it reads each entry of a mixture once.
   const std::string eval = list.substr(0, list.find(", epochs")) + "}]";
   CHECK_THAT(message({"data.train=" + list, "data.eval=" + eval, "eval.samples=48", "training.steps=13"}),
@@ -248,7 +249,8 @@ TEST_CASE("a run goes on with its mixture and its mask on other data ranks, and 
   CHECK(message({"data.train=" + list, "data.eval=" + eval, "eval.samples=40", "training.steps=13",
                  "data.document_mask=true"}) == "");
   // 15 steps of 24 samples, a fourth of them from a source of 10 samples.
-  CHECK(message({"data.train=" + list, "training.steps=15"}) == "");
+  CHECK(message({"data.train=" + list, "training.steps=15", "data.document_mask=true"}) == "");
+  CHECK_THAT(message({"data.train=" + list, "training.steps=15"}), Catch::Matchers::Contains("document mask"));
   CHECK_THAT(message({"data.train=" + list, "training.steps=16"}),
              Catch::Matchers::Contains("read it 9.600 times, and its epochs are 9.000"));
 }
