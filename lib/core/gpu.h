@@ -106,7 +106,7 @@ class Graph {
   // waits for again, until end().
   static void begin(const Queue& queue);
   static Graph end(const Queue& queue);
-  // Leaves recording after an exception.
+  // Leaves recording after an exception, one of end() too.
   static void abandon(const Queue& queue) noexcept;
   void launch(const Queue& queue) const;
   bool defined() const { return handle_ != nullptr; }

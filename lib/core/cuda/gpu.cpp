@@ -7,6 +7,7 @@
 #include <nvtx3/nvToolsExt.h>
 
 #include <cstring>
+#include <mutex>
 #include <utility>
 
 #include "lib/core/cuda/check.h"
@@ -16,6 +17,15 @@ namespace dstrain::gpu {
 namespace {
 cudaStream_t stream(const Queue& q) { return static_cast<cudaStream_t>(q.handle()); }
 cudaEvent_t event(const Event& e) { return static_cast<cudaEvent_t>(e.handle()); }
+
+// The driver refuses to wait for a device on which any thread records a graph: where ranks are threads that share one,
+// such a wait lets the recording end first. Recursive, so that a wait inside a recording is refused as ever.
+std::recursive_mutex& recording() {
+  static std::recursive_mutex mutex;
+  return mutex;
+}
+
+void wait_for_device() { cuda_check(cudaDeviceSynchronize(), "cudaDeviceSynchronize"); }
 }  // namespace
 
 int count() {
@@ -82,9 +92,10 @@ void* allocate(std::size_t bytes) {
     return nullptr;
   }
   cuda_check(e, "cudaMalloc");
+  const std::lock_guard lock(recording());
   cuda_check(cudaMemset(p, 0, bytes), "cudaMemset");
   // The legacy stream's fill must be over before other streams use the memory.
-  cuda_check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  wait_for_device();
   return p;
 }
 
@@ -112,10 +123,11 @@ void* allocate_managed(std::size_t bytes) {
 }
 
 void copy_now(void* to, const void* from, std::size_t bytes) {
-  cuda_check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  const std::lock_guard lock(recording());
+  wait_for_device();
   cuda_check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "cudaMemcpy");
   // From pageable memory cudaMemcpy may return before the last part has arrived.
-  cuda_check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  wait_for_device();
 }
 
 Queue::Queue(Priority priority) {
@@ -190,7 +202,9 @@ Graph& Graph::operator=(Graph&& other) noexcept {
 }
 
 void Graph::begin(const Queue& queue) {
+  std::unique_lock lock(recording());
   cuda_check(cudaStreamBeginCapture(stream(queue), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+  lock.release();  // until end() or abandon()
 }
 
 Graph Graph::end(const Queue& queue) {
@@ -200,6 +214,7 @@ Graph Graph::end(const Queue& queue) {
   const cudaError_t e = cudaGraphInstantiate(&ready, recorded, 0);
   static_cast<void>(cudaGraphDestroy(recorded));
   cuda_check(e, "cudaGraphInstantiate");
+  recording().unlock();  // after an exception abandon() does
   Graph graph;
   graph.handle_ = ready;
   return graph;
@@ -210,6 +225,7 @@ void Graph::abandon(const Queue& queue) noexcept {
   static_cast<void>(cudaStreamEndCapture(stream(queue), &recorded));
   if (recorded) static_cast<void>(cudaGraphDestroy(recorded));
   static_cast<void>(cudaGetLastError());
+  recording().unlock();
 }
 
 void Graph::launch(const Queue& queue) const {
