@@ -2,12 +2,13 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <new>
 #include <vector>
 
 #include "apps/commands.h"
-#include "apps/ranks.h"
+#include "lib/comm/launcher.h"
 #include "lib/core/build.h"
 
 namespace dstrain {
@@ -61,12 +62,16 @@ int main(int argc, char** argv) {
   try {
     return dstrain::run(argc, argv);
   } catch (const dstrain::Error& e) {
+    const auto code = static_cast<int>(e.code());
     const int rank = dstrain::launched_rank();
     if (rank == 0)
       std::fprintf(stderr, "dstrain: %s\n", e.what());
     else if (!e.shared() && e.code() != dstrain::ExitCode::usage)  // every rank reads the same job file
       std::fprintf(stderr, "dstrain: rank %d: %s\n", rank, e.what());
-    return static_cast<int>(e.code());
+    std::fflush(nullptr);
+    // Threads may be left in MPI for good, in wait of a peer that is gone.
+    if (e.code() == dstrain::ExitCode::lost) std::_Exit(code);
+    return code;
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "dstrain: out of host memory\n");
     return static_cast<int>(dstrain::ExitCode::device);

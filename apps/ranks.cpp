@@ -1,24 +1,19 @@
 #include "apps/ranks.h"
 
-#include <cstdlib>
+#include "lib/comm/launcher.h"
 
 namespace dstrain {
 
-void run_ranks(int ranks, const std::function<void(World&)>& body) {
+void run_ranks(int ranks, const std::function<void(World&)>& body, double limit) {
   if (ranks > 0) {
-    for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"})
-      require(std::getenv(name) == nullptr, ExitCode::usage, "--ranks makes ranks of threads: not under a launcher");
+    require(!launched_by_mpi(), ExitCode::usage, "--ranks makes ranks of threads: not under a launcher");
     run_threads(ranks, body);
     return;
   }
-  const auto world = World::make();
+  require(slurm_tasks() == 1 || launched_by_mpi(), ExitCode::usage,
+          "srun has started {} tasks, and none of them knows of the others: srun needs --mpi=pmix", slurm_tasks());
+  const auto world = World::make(limit);
   body(*world);
-}
-
-int launched_rank() {
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"})
-    if (const char* value = std::getenv(name)) return std::atoi(value);
-  return 0;
 }
 
 }  // namespace dstrain

@@ -9,9 +9,7 @@ namespace dstrain {
 
 // `ranks` > 0: that many thread ranks in this process; 0: the world of this process (MPI when launched, else one rank).
 // Throws Error{usage} when thread ranks are asked for under a launcher.
-void run_ranks(int ranks, const std::function<void(World&)>& body);
-
-// The rank that the launcher gave this process, 0 when there is none. Needs no MPI: for messages before and after it.
-int launched_rank();
+// `limit`: seconds for MPI to start.
+void run_ranks(int ranks, const std::function<void(World&)>& body, double limit = 600);
 
 }  // namespace dstrain

@@ -31,6 +31,9 @@ enum class Write : unsigned char { overwrite, accumulate };
 namespace detail {
 
 template <class Op>
+inline constexpr PackedText op_name{std::string_view(Op::name)};
+
+template <class Op>
 void dispatch(Stream& stream, const Op& op) {
   if (stream.device() == Device::dry) {
     if constexpr (requires { op.workspace(stream.target()); }) {
@@ -54,6 +57,7 @@ void dispatch(Stream& stream, const Op& op) {
 template <class Op>
 void launch(Stream& stream, const Op& op) {
   op.validate();
+  if (Whereabouts* const here = stream.whereabouts()) here->launched(detail::op_name<Op>);
   Ledger* const ledger = stream.ledger();
   OpObserver* const observer = stream.device() == Device::dry ? nullptr : stream.observer();
   if (!ledger && !observer) {

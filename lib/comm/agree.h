@@ -13,7 +13,10 @@ namespace dstrain {
 // Host messages over a group, for one thread.
 class Agreement {
  public:
-  explicit Agreement(ProcessGroup& group) : group_(group) {}
+  // `here`, borrowed, may be null: where this thread says that it waits.
+  explicit Agreement(ProcessGroup& group, Whereabouts* here = nullptr) : group_(group) {
+    stream_.set_whereabouts(here);
+  }
 
   int rank() const { return group_.rank(); }
   int size() const { return group_.size(); }
@@ -26,10 +29,9 @@ class Agreement {
   std::string broadcast(std::string text, int root = 0);
   // On rank 0: the texts of all ranks; elsewhere empty.
   std::vector<std::string> gather(const std::string& text);
-
- private:
   std::vector<Index> all_gather(Index value);
 
+ private:
   ProcessGroup& group_;
   ThreadPool pool_{1};
   Stream stream_{Device::cpu, Device::cpu, &pool_, nullptr, nullptr};

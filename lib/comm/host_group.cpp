@@ -86,7 +86,14 @@ void HostGroup::transfer(Stream& stream) {
   if (send_pieces_.empty() && receive_pieces_.empty()) return;
   Ledger* timed = stream.ledger() && stream.ledger()->timed ? stream.ledger() : nullptr;
   const double begin = timed ? system_clock().now() : 0;
-  transport_->exchange(send_pieces_, receive_pieces_);
+  {
+    Whereabouts* const here = stream.whereabouts();
+    const bool one =
+        !receive_pieces_.empty() && std::all_of(receive_pieces_.begin(), receive_pieces_.end(),
+                                                [&](const Part& p) { return p.peer == receive_pieces_.front().peer; });
+    const Waiting waiting(here, here ? PackedText(name_) : PackedText(), one ? receive_pieces_.front().peer : -1);
+    transport_->exchange(send_pieces_, receive_pieces_);
+  }
   if (timed) timed->communication_seconds += system_clock().now() - begin;
 }
 

@@ -13,10 +13,13 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
+#include <map>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "lib/comm/launcher.h"
 #include "lib/core/errors.h"
 
 namespace dstrain {
@@ -27,6 +30,7 @@ using SteadyClock = std::chrono::steady_clock;
 constexpr auto kPolling = std::chrono::microseconds(50);  // polled with sched_yield for so long, then with sleeps
 constexpr auto kShortestSleep = std::chrono::microseconds(5);
 constexpr auto kLongestSleep = std::chrono::microseconds(500);
+constexpr auto kNotes = std::chrono::milliseconds(20);  // between looks for notes
 
 std::string message_of(int error) {
   char text[MPI_MAX_ERROR_STRING] = {};
@@ -59,6 +63,7 @@ struct MpiRuntime::Operation {
 struct MpiRuntime::State {
   int rank = 0, size = 1, local_rank = 0, local_size = 1;
   std::string host_name;
+  std::vector<int> host_ranks;
   const int exceptions_at_start = std::uncaught_exceptions();
 
   std::mutex mutex;
@@ -69,7 +74,10 @@ struct MpiRuntime::State {
   bool stop = false;
   bool finalize = false;
   std::string failure;      // start-up
-  std::string interrupted;  // interrupt()
+  std::string interrupted;  // interrupt(), or MPI's own failure
+  bool listening = false;
+  std::vector<Note> received;
+  std::map<int, std::vector<std::byte>> outgoing;  // by receiver
   std::thread thread;
 
   // The communication thread's own.
@@ -83,6 +91,13 @@ struct MpiRuntime::State {
   std::vector<Tracked> tracked;
   std::vector<int> indices;
   std::vector<MPI_Status> statuses;
+  MPI_Comm notes = MPI_COMM_NULL;
+  struct Sent {
+    MPI_Request request = MPI_REQUEST_NULL;
+    std::vector<std::byte> bytes;
+  };
+  std::map<int, Sent> sent;
+  SteadyClock::time_point looked{};  // for notes
 
   void start(int count);
   void loop();
@@ -90,6 +105,7 @@ struct MpiRuntime::State {
   bool progress();  // whether something completed
   void complete(std::size_t index, const MPI_Status& status, bool failed);
   void drop(const std::string& why);
+  void exchange_notes();
   void end();
   void run(int count);
 };
@@ -106,8 +122,13 @@ void MpiRuntime::State::start(int count) {
   if (e == MPI_SUCCESS) {
     MPI_Comm_rank(local, &local_rank);
     MPI_Comm_size(local, &local_size);
+    host_ranks.resize(static_cast<std::size_t>(local_size));
+    MPI_Comm_set_errhandler(local, MPI_ERRORS_RETURN);
+    e = MPI_Allgather(&rank, 1, MPI_INT, host_ranks.data(), 1, MPI_INT, local);
     MPI_Comm_free(&local);
   }
+  if (e == MPI_SUCCESS) e = MPI_Comm_dup(MPI_COMM_WORLD, &notes);
+  if (e == MPI_SUCCESS) e = MPI_Comm_set_errhandler(notes, MPI_ERRORS_RETURN);
   communicators.resize(static_cast<std::size_t>(count), MPI_COMM_NULL);
   for (MPI_Comm& c : communicators) {
     if (e == MPI_SUCCESS) e = MPI_Comm_dup(MPI_COMM_WORLD, &c);
@@ -169,7 +190,9 @@ bool MpiRuntime::State::progress() {
   int completed = 0;
   const int e = MPI_Testsome(static_cast<int>(n), requests.data(), &completed, indices.data(), statuses.data());
   if (e != MPI_SUCCESS && e != MPI_ERR_IN_STATUS) {
-    drop(format("rank {}: MPI cannot make progress: {}", rank, message_of(e)));
+    const std::scoped_lock lock(mutex);
+    if (interrupted.empty()) interrupted = format("rank {}: MPI cannot make progress: {}", rank, message_of(e));
+    waiting.store(1, std::memory_order_relaxed);
     return true;
   }
   if (completed == MPI_UNDEFINED || completed == 0) return false;
@@ -189,7 +212,8 @@ bool MpiRuntime::State::progress() {
   return true;
 }
 
-// Ends all open operations. Their requests stay with MPI, which gets no further chance to write into their memory.
+// Ends all open operations, and the use of MPI: their requests stay with it, and it must get no further chance to write
+// into their memory.
 void MpiRuntime::State::drop(const std::string& why) {
   std::vector<Operation*> ended;
   for (const Tracked& t : tracked)
@@ -202,7 +226,47 @@ void MpiRuntime::State::drop(const std::string& why) {
   }
 }
 
+// Receives what has come, sends what is to go. Requests of notes have their own places: `sent` is never freed while MPI
+// may read it.
+void MpiRuntime::State::exchange_notes() {
+  looked = SteadyClock::now();
+  while (true) {
+    int there = 0;
+    MPI_Message message;
+    MPI_Status status;
+    if (MPI_Improbe(MPI_ANY_SOURCE, 0, notes, &there, &message, &status) != MPI_SUCCESS || !there) break;
+    int bytes = 0;
+    MPI_Get_count(&status, MPI_BYTE, &bytes);
+    Note note{status.MPI_SOURCE, std::vector<std::byte>(static_cast<std::size_t>(bytes))};
+    if (MPI_Mrecv(note.bytes.data(), bytes, MPI_BYTE, &message, MPI_STATUS_IGNORE) != MPI_SUCCESS) break;
+    const std::scoped_lock lock(mutex);
+    received.push_back(std::move(note));
+  }
+  std::map<int, std::vector<std::byte>> taken;
+  {
+    const std::scoped_lock lock(mutex);
+    for (auto it = outgoing.begin(); it != outgoing.end();) {
+      Sent& s = sent[it->first];
+      int done = 1;
+      if (s.request != MPI_REQUEST_NULL) MPI_Test(&s.request, &done, MPI_STATUS_IGNORE);
+      if (!done) {
+        ++it;
+        continue;
+      }
+      taken[it->first] = std::move(it->second);
+      it = outgoing.erase(it);
+    }
+  }
+  for (auto& [to, bytes] : taken) {
+    Sent& s = sent[to];
+    s.bytes = std::move(bytes);
+    if (MPI_Isend(s.bytes.data(), static_cast<int>(s.bytes.size()), MPI_BYTE, to, 0, notes, &s.request) != MPI_SUCCESS)
+      s.request = MPI_REQUEST_NULL;
+  }
+}
+
 void MpiRuntime::State::loop() {
+  bool notes_wanted = false;
   std::vector<Operation*> taken;
   auto since = SteadyClock::now();  // of the last progress
   while (true) {
@@ -213,7 +277,10 @@ void MpiRuntime::State::loop() {
       } else {
         std::unique_lock lock(mutex);
         const auto ready = [this] { return waiting.load(std::memory_order_relaxed) != 0; };
-        if (requests.empty()) {
+        notes_wanted = listening && interrupted.empty();
+        if (requests.empty() && notes_wanted) {
+          posted.wait_until(lock, looked + kNotes, ready);
+        } else if (requests.empty()) {
           posted.wait(lock, ready);
         } else {
           posted.wait_for(lock, std::clamp<SteadyClock::duration>(waited / 32, kShortestSleep, kLongestSleep), ready);
@@ -229,6 +296,7 @@ void MpiRuntime::State::loop() {
         waiting.store(stop ? 1 : 0, std::memory_order_relaxed);
         why = interrupted;
         last = stop;
+        notes_wanted = listening && interrupted.empty();
       }
       if (!why.empty()) {
         drop(why);
@@ -244,6 +312,7 @@ void MpiRuntime::State::loop() {
       if (last) break;
     }
     if (!requests.empty() && progress()) since = SteadyClock::now();
+    if (notes_wanted && SteadyClock::now() - looked >= kNotes) exchange_notes();
   }
 }
 
@@ -255,7 +324,10 @@ void MpiRuntime::State::end() {
     if (MPI_Test(&barrier, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) break;
     if (!done) std::this_thread::sleep_for(kLongestSleep);
   }
+  for (auto& [to, s] : sent)
+    if (s.request != MPI_REQUEST_NULL) MPI_Request_free(&s.request);
   for (MPI_Comm& c : communicators) MPI_Comm_free(&c);
+  MPI_Comm_free(&notes);
   MPI_Finalize();
 }
 
@@ -278,15 +350,26 @@ void MpiRuntime::State::run(int count) {
   if (finalize) end();
 }
 
-MpiRuntime::MpiRuntime(int communicators) : state_(std::make_unique<State>()) {
+MpiRuntime::MpiRuntime(int communicators, double limit) : state_(std::make_unique<State>()) {
   // Signals are for the threads of the program.
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   state_->thread = std::thread([this, communicators] { state_->run(communicators); });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  const Launcher launcher;
+  const auto begin = SteadyClock::now();
   std::unique_lock lock(state_->mutex);
-  state_->posted.wait(lock, [this] { return state_->started; });
+  while (!state_->posted.wait_for(lock, std::chrono::milliseconds(100), [this] { return state_->started; })) {
+    const bool late = SteadyClock::now() - begin > std::chrono::duration<double>(limit);
+    if (!late && launcher.alive()) continue;
+    lock.unlock();
+    state_->thread.detach();
+    (void)state_.release();  // the thread's, for good
+    require(!late, ExitCode::lost, "rank {}: MPI has not started after {} s: not every rank of the job has come",
+            launched_rank(), limit);
+    fail(ExitCode::lost, "rank {}: its launcher, {}, has ended", launched_rank(), launcher.to_string());
+  }
   if (state_->failure.empty()) return;
   lock.unlock();
   state_->thread.join();
@@ -309,6 +392,7 @@ int MpiRuntime::size() const { return state_->size; }
 int MpiRuntime::local_rank() const { return state_->local_rank; }
 int MpiRuntime::local_size() const { return state_->local_size; }
 const std::string& MpiRuntime::host_name() const { return state_->host_name; }
+const std::vector<int>& MpiRuntime::host_ranks() const { return state_->host_ranks; }
 
 void MpiRuntime::exchange(int communicator, int tag, std::span<const Part> sends, std::span<const Part> receives) {
   Operation operation{communicator, tag, sends, receives};
@@ -324,6 +408,25 @@ void MpiRuntime::exchange(int communicator, int tag, std::span<const Part> sends
   if (!operation.error.empty()) throw Error(operation.code, operation.error);
 }
 
+void MpiRuntime::listen() {
+  {
+    const std::scoped_lock lock(state_->mutex);
+    state_->listening = true;
+    state_->waiting.store(1, std::memory_order_release);
+  }
+  state_->posted.notify_one();
+}
+
+void MpiRuntime::send_note(int to, std::span<const std::byte> bytes) {
+  const std::scoped_lock lock(state_->mutex);
+  state_->outgoing[to].assign(bytes.begin(), bytes.end());
+}
+
+std::vector<MpiRuntime::Note> MpiRuntime::take_notes() {
+  const std::scoped_lock lock(state_->mutex);
+  return std::exchange(state_->received, {});
+}
+
 void MpiRuntime::interrupt(const std::string& why) {
   {
     const std::scoped_lock lock(state_->mutex);
@@ -332,12 +435,6 @@ void MpiRuntime::interrupt(const std::string& why) {
     state_->waiting.store(1, std::memory_order_release);
   }
   state_->posted.notify_one();
-}
-
-bool launched_by_mpi() {
-  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"})
-    if (std::getenv(name) != nullptr) return true;
-  return false;
 }
 
 }  // namespace dstrain

@@ -9,6 +9,7 @@ class StagedGroup::Call {
  public:
   Call(StagedGroup& group, Stream& device, std::initializer_list<const Tensor*> tensors)
       : device_(device), host_(Device::cpu, Device::cpu, &device.pool(), nullptr, device.ledger()) {
+    host_.set_whereabouts(device.whereabouts());
     std::size_t bytes = 0;
     for (const Tensor* t : tensors) bytes += padded(t->bytes());
     at_ = group.memory(bytes);

@@ -9,6 +9,8 @@
 #include <thread>
 #include <utility>
 
+#include "lib/comm/checked_group.h"
+#include "lib/comm/launcher.h"
 #include "lib/comm/mpi_runtime.h"
 #include "lib/comm/staged_group.h"
 #include "lib/comm/thread_hub.h"
@@ -138,13 +140,15 @@ class MpiTransport final : public Transport {
 
 class MpiWorld final : public World {
  public:
-  MpiWorld() : runtime_(kPosters) {}
+  explicit MpiWorld(double limit) : runtime_(kPosters, limit) {}
   int rank() const override { return runtime_.rank(); }
   int size() const override { return runtime_.size(); }
   int local_rank() const override { return runtime_.local_rank(); }
   int local_size() const override { return runtime_.local_size(); }
   const std::string& host_name() const override { return runtime_.host_name(); }
   const char* kind() const override { return "mpi"; }
+  std::vector<int> host_ranks() const override { return runtime_.host_ranks(); }
+  MpiRuntime* runtime() override { return &runtime_; }
   void interrupt(const std::string& why) override {
     runtime_.interrupt(why);
     interrupt_communicators(why);
@@ -161,8 +165,8 @@ class MpiWorld final : public World {
 
 }  // namespace
 
-std::unique_ptr<World> World::make() {
-  if (launched_by_mpi()) return std::make_unique<MpiWorld>();
+std::unique_ptr<World> World::make(double limit) {
+  if (launched_by_mpi()) return std::make_unique<MpiWorld>(limit);
   return std::make_unique<SelfWorld>();
 }
 
@@ -177,7 +181,8 @@ std::unique_ptr<ProcessGroup> World::group(Poster poster, GroupKind kind, std::s
         rank(), name_of(kind), members.size());
   for (const int m : members) check(m >= 0 && m < size(), "{} group: rank {} of {}", name_of(kind), m, size());
   auto link = members.size() == 1 ? make_silent_transport(0, 1) : transport(poster, kind, members);
-  auto host = std::make_unique<HostGroup>(name_of(kind), std::move(link), message_cut);
+  std::unique_ptr<ProcessGroup> host = std::make_unique<HostGroup>(name_of(kind), std::move(link), message_cut);
+  if (checked_ && members.size() > 1) host = make_checked_group(std::move(host));
   const bool on_gpu = poster == Poster::compute || poster == Poster::gradients;
   if (gpus_ == Gpus::none || !on_gpu || members.size() == 1) return host;
   if constexpr (build::cuda) {

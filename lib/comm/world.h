@@ -16,6 +16,8 @@
 
 namespace dstrain {
 
+class MpiRuntime;
+
 // Who calls. Groups of different posters never wait for each other, whatever the order of their calls.
 enum class Poster : unsigned char {
   compute,     // the trainer's thread
@@ -46,8 +48,8 @@ class World {
   // The world of this process: MPI when a launcher's variables are set (OMPI_COMM_WORLD_SIZE, PMIX_RANK or PMI_RANK),
   // else this process alone. Make it once a process and destroy it when no group is left; destroying it is collective,
   // unless an exception is unwinding: then peers learn from the launcher that this rank is gone. Throws Error{lost}
-  // when MPI cannot start.
-  static std::unique_ptr<World> make();
+  // when MPI cannot start, or has not within `limit` seconds.
+  static std::unique_ptr<World> make(double limit = 600);
   // Rank `rank` of `size` for planning: its groups work on dry streams only, and need no peers.
   static std::unique_ptr<World> dry(int rank, int size);
 
@@ -57,6 +59,10 @@ class World {
   virtual int local_size() const = 0;
   virtual const std::string& host_name() const = 0;
   virtual const char* kind() const = 0;  // "self", "mpi", "threads", "dry"
+  // World ranks of this host that are processes of their own, this one among them, ascending; thread ranks count alone.
+  virtual std::vector<int> host_ranks() const { return {rank()}; }
+  // The processes' messages beside all groups; null when there are none.
+  virtual MpiRuntime* runtime() { return nullptr; }
 
   // A group of world ranks, this one among them; member i of the list is rank i of the group. Not a collective call,
   // but every member must make it, with the same list, and in the same order as its other groups. The group's name is
@@ -68,6 +74,9 @@ class World {
   // signal handling and watchdogs.
   virtual void interrupt(const std::string& why) = 0;
 
+  // Groups that are made from now on compare what their members do before they do it (checked_group.h).
+  void check_collectives() { checked_ = true; }
+
  protected:
   virtual std::unique_ptr<Transport> transport(Poster poster, GroupKind kind, std::span<const int> members) = 0;
   // interrupt() for what runs on GPUs.
@@ -77,6 +86,7 @@ class World {
   enum class Gpus : unsigned char { none, shared, own };
   Gpus gpus_ = Gpus::none;
   GpuOptions gpu_options_;
+  bool checked_ = false;
   // Groups with the same members on the same stream share a communicator.
   std::map<std::pair<Poster, std::vector<int>>, std::shared_ptr<NcclCommunicator>> communicators_;
   std::mutex mutex_;  // of communicators_

@@ -105,6 +105,7 @@ struct CudaConfig {
 struct DebugConfig {
   bool blocking = false;
   bool check_finite = false;
+  bool collectives = false;
 };
 
 struct ProfileConfig {
@@ -126,6 +127,14 @@ struct CheckpointConfig {
   std::int64_t keep = 3;
 };
 
+struct WatchdogConfig {
+  double limit = 0;  // seconds; 0: max(60, 10 * the median step)
+  double start = 600;
+  double evaluation = 600;
+  double save = 600;
+  double grace = 30;
+};
+
 struct ObserveConfig {
   bool tensorboard = false;
 };
@@ -145,6 +154,7 @@ struct Config {
   CheckpointConfig checkpoint;
   DebugConfig debug;
   ProfileConfig profile;
+  WatchdogConfig watchdog;
   ObserveConfig observe;
 };
 

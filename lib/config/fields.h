@@ -244,12 +244,38 @@ void visit_fields(C& c, V& v) {
   v.field(Key{.name = "async", .help = "write on another thread while training goes on"}, c.checkpoint.async);
   v.field(Key{.name = "keep", .help = "newest checkpoints kept", .min = 1, .max = 1000000}, c.checkpoint.keep);
 
+  v.section("watchdog", "when a rank counts as lost, and the run ends for all ranks with exit code 11");
+  v.field(Key{.name = "limit",
+              .help = "seconds without progress of a rank in a step; 0: 60, or 10 median steps where that is more. A "
+                      "rank without any sign of life is lost after so long too, after 25 s at most",
+              .min = 0,
+              .max = 1e9},
+          c.watchdog.limit);
+  v.field(Key{.name = "start",
+              .help = "seconds without progress at the start, up to the end of the first step",
+              .min = 1,
+              .max = 1e9},
+          c.watchdog.start);
+  v.field(Key{.name = "evaluation", .help = "seconds without progress in an evaluation", .min = 1, .max = 1e9},
+          c.watchdog.evaluation);
+  v.field(Key{.name = "save", .help = "seconds that training may wait for a checkpoint", .min = 1, .max = 1e9},
+          c.watchdog.save);
+  v.field(Key{.name = "grace",
+              .help = "seconds from a stop signal to the kill, by the queue's rules; a warning when a stop is "
+                      "predicted to take more than half of it",
+              .min = 0,
+              .max = 1e9},
+          c.watchdog.grace);
+
   v.section("debug", "slow modes that find where a run goes wrong");
   v.field(Key{.name = "blocking",
               .help = "CUDA: wait for every op and name the one that failed, with its shapes, layer and micro-batch"},
           c.debug.blocking);
   v.field(Key{.name = "check_finite", .help = "stop at the first op whose output is not finite, and name it"},
           c.debug.check_finite);
+  v.field(Key{.name = "collectives",
+              .help = "ranks compare every message's operation, bytes and dtype before it is sent; not over NCCL"},
+          c.debug.collectives);
 
   v.section("profile", "a trace of some steps");
   v.field(Key{.name = "steps",

@@ -11,6 +11,7 @@
 #include "lib/core/gpu.h"
 #include "lib/core/ledger.h"
 #include "lib/core/thread_pool.h"
+#include "lib/core/whereabouts.h"
 
 namespace dstrain {
 
@@ -46,7 +47,7 @@ class KernelState {
 struct Place {
   int layer = -1;  // index in the model; -1: none
   int micro_batch = -1;
-  const char* phase = "";  // "forward", "backward", "optimizer"
+  const char* phase = "";  // "forward", "backward", "reduce", "optimizer"
 };
 
 class Stream;
@@ -94,7 +95,13 @@ class Stream {
   int reserved_multiprocessors() const { return reserved_multiprocessors_; }
   void reserve_multiprocessors(int count) { reserved_multiprocessors_ = count; }
   const Place& place() const { return place_; }
-  void set_place(const Place& place) { place_ = place; }
+  void set_place(const Place& place) {
+    place_ = place;
+    if (whereabouts_) whereabouts_->place(place.layer, place.micro_batch, place.phase);
+  }
+  // Where the thread that uses this stream says what it does; borrowed, null: nowhere.
+  Whereabouts* whereabouts() const { return whereabouts_; }
+  void set_whereabouts(Whereabouts* whereabouts) { whereabouts_ = whereabouts; }
 
  private:
   Device device_;
@@ -107,6 +114,7 @@ class Stream {
   std::shared_ptr<KernelState> kernel_state_;
   OpObserver* observer_ = nullptr;
   Place place_;
+  Whereabouts* whereabouts_ = nullptr;
   int reserved_multiprocessors_ = 0;
 };
 

@@ -131,4 +131,12 @@ std::vector<int> Mesh::kv_replica(int rank, Index kv_heads) const {
   return ranks;
 }
 
+std::vector<int> members_by_name(const Mesh& mesh, const std::string& name, int rank) {
+  for (int k = 0; k < kGroupKinds; ++k) {
+    const auto kind = static_cast<GroupKind>(k);
+    if (name == name_of(kind)) return mesh.members(kind == GroupKind::kv_replica ? GroupKind::tensor : kind, rank);
+  }
+  return {};
+}
+
 }  // namespace dstrain

@@ -70,4 +70,7 @@ class Mesh {
   MeshSizes sizes_;
 };
 
+// The same by the group's name, for messages: kv_replica counts as tensor; empty for a name that is no group's.
+std::vector<int> members_by_name(const Mesh& mesh, const std::string& name, int rank);
+
 }  // namespace dstrain

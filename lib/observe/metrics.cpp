@@ -13,14 +13,17 @@ using Json = nlohmann::ordered_json;
 
 Json number(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
 
-// The lines whose step is at most `last_step`; what does not parse (a torn last line) goes too.
-std::string lines_up_to(const std::string& text, std::int64_t last_step) {
+// The lines whose step is at most `last_step`; what does not parse (a torn last line) goes too. `evaluated`: whether an
+// evaluation at `last_step` is among them.
+std::string lines_up_to(const std::string& text, std::int64_t last_step, bool& evaluated) {
   std::string kept, line;
   for (std::istringstream in(text); std::getline(in, line);) {
     const Json json = Json::parse(line, nullptr, false);
-    if (json.is_object() && json.contains("step") && json["step"].is_number_integer() &&
-        json["step"].get<std::int64_t>() <= last_step)
-      kept += line + "\n";
+    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) continue;
+    const auto step = json["step"].get<std::int64_t>();
+    if (step > last_step) continue;
+    kept += line + "\n";
+    evaluated = evaluated || (step == last_step && json.contains("eval_loss"));
   }
   return kept;
 }
@@ -30,7 +33,7 @@ std::string lines_up_to(const std::string& text, std::int64_t last_step) {
 MetricsFile::MetricsFile(const Files& files, const std::string& path, std::int64_t last_step) {
   if (files.exists(path)) {
     const std::string text = read_file(files, path);
-    const std::string kept = lines_up_to(text, last_step);
+    const std::string kept = lines_up_to(text, last_step, evaluated_);
     if (kept != text) write_file_atomically(files, path, kept);
   }
   file_ = files.open(path, OpenMode::append);

@@ -53,6 +53,8 @@ class MetricsFile {
   void write(const StepRecord& record);
   void write(const EvalRecord& record);
   std::int64_t dropped() const { return dropped_; }
+  // Whether the lines that were kept have an evaluation at `last_step`.
+  bool evaluated() const { return evaluated_; }
 
  private:
   void append(const std::string& line);
@@ -61,6 +63,7 @@ class MetricsFile {
   std::unique_ptr<File> file_;
   std::uint64_t end_ = 0;
   std::int64_t dropped_ = 0;
+  bool evaluated_ = false;
 };
 
 }  // namespace dstrain

@@ -80,6 +80,8 @@ Checkpointer::Stall Checkpointer::save(const CheckpointState& state) {
 void Checkpointer::write(const CheckpointState& state) {
   Outcome outcome{.step = state.step};
   const double begin = clock_.now();
+  Whereabouts* const here = engine_.stream().whereabouts();
+  if (here) here->saving = state.step;
   try {
     if (device_ >= 0) gpu::use(device_);
     snapshot_.wait();
@@ -90,6 +92,7 @@ void Checkpointer::write(const CheckpointState& state) {
     outcome.error = std::current_exception();
   }
   outcome.seconds = clock_.now() - begin;
+  if (here) here->saving = -1;
   outcome_ = std::move(outcome);
   done_ = true;
 }

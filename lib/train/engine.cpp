@@ -225,6 +225,7 @@ void Engine::enqueue_gradients(std::span<const Batch> micro_batches, double vali
            .graphs = graphs_,
            .layer_done = layer_done_,
            .reserved_multiprocessors = kGradientBlocks});
+  stream_.set_place({.phase = "reduce"});
   params_->reduce(stream_, groups_, overlaps());
   optimizer_->squared_norm(stream_, norm);
   // Every tensor rank has computed the loss: one of them counts.
@@ -266,8 +267,10 @@ StepResult Engine::take_result() {
 
 void Engine::enqueue_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop) {
   enqueue_gradients(micro_batches, valid_tokens, lr, stop);
+  stream_.set_place({.phase = "optimizer"});
   if (const gpu::Event* event = std::exchange(update_after_, nullptr)) queue_->wait(*event);
   optimizer_->step(stream_, result_.slice(0, 0, 1), result_.slice(0, 1, 2));
+  stream_.set_place({});
   enqueue_result();
 }
 

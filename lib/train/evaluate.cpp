@@ -87,10 +87,12 @@ Evaluator::Evaluator(const Config& config, const Files& files, const Clock& cloc
   require(tokens_ > 0, ExitCode::data, "data.eval: no token to predict in {} sample(s)", samples_);
 }
 
-EvalRecord Evaluator::run(std::int64_t step, const std::function<void(const Batch&)>& look) {
+EvalRecord Evaluator::run(std::int64_t step, const std::function<void(const Batch&)>& look,
+                          const std::function<bool()>& stop) {
   const double begin = clock_.now();
   double sum = 0;
   for (Index cursor = 0; cursor < samples_; cursor += global_batch_) {
+    if (cursor > 0 && stop && stop()) return {.step = step};
     reader_.read(cursor, step_, memory_);
     if (look)
       for (const Batch& batch : step_.batches) look(batch);

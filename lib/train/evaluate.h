@@ -17,7 +17,9 @@ class Evaluator {
 
   // Collective. The mean negative log likelihood over eval.samples samples (all of them when 0), in order.
   // `look` sees this data rank's micro-batches.
-  EvalRecord run(std::int64_t step, const std::function<void(const Batch&)>& look = {});
+  // `stop`, collective, is asked between batches: when it says so, the record has no tokens and no loss.
+  EvalRecord run(std::int64_t step, const std::function<void(const Batch&)>& look = {},
+                 const std::function<bool()>& stop = {});
 
  private:
   const Clock& clock_;

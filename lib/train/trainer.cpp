@@ -9,18 +9,21 @@
 #include "lib/optim/lr_schedule.h"
 #include "lib/train/ceiling.h"
 #include "lib/train/plan.h"
+#include "lib/train/shared_directory.h"
 #include "lib/train/weights.h"
 
 namespace dstrain {
 
-Trainer::Trainer(const Config& config, World& world, const Files& files, const Clock& clock, bool quiet)
+Trainer::Trainer(const Config& config, World& world, const Files& files, const Clock& clock, bool quiet,
+                 const Watch& watch)
     : config_(config),
       world_(world),
       files_(files),
       clock_(clock),
       directory_(config.run.dir),
       first_rank_(world.rank() == 0),
-      quiet_(quiet) {}
+      quiet_(quiet),
+      watch_(config_.watchdog, world, watch) {}
 
 Trainer::~Trainer() = default;
 
@@ -30,43 +33,64 @@ ExitCode Trainer::run() {
     loop();
     finish();
   } catch (const Error& e) {
-    // The lock shows that the directory is ours to write to.
-    if (lock_) {
-      if (log_) log_->error(e.what());
-      directory_.write_exit(files_, e.code(), e.what(), state_.step);
-    }
+    write_end(e);
     throw;
   } catch (const std::exception& e) {
-    if (lock_) directory_.write_exit(files_, ExitCode::bug, e.what(), state_.step);
+    write_end(Error(ExitCode::bug, e.what()));
     throw;
   }
   const bool early = stopped_ && state_.step < config_.training.steps;
   const ExitCode code = early ? ExitCode::stopped : ExitCode::ok;
   if (first_rank_)
-    directory_.write_exit(files_, code, early ? "stopped on a signal after saving" : "done", state_.step);
+    directory_.write_exit(files_, code,
+                          !early            ? "done"
+                          : state_.step > 0 ? "stopped on a signal after saving"
+                                            : "stopped on a signal before the first step",
+                          state_.step);
+  watch_.finish();
   return code;
 }
 
+void Trainer::write_end(const Error& e) {
+  // Who is lost, and what it did, is for the watchdog to say, which then ends the process.
+  if (e.code() == ExitCode::lost) watch_.explain();
+  watch_.ends(e.code());
+  if (log_) log_->error(e.what());
+  if (!watch_.owns_directory() || (e.shared() && !first_rank_)) return;
+  // A peer's own reason says more than that it is gone.
+  if (e.code() == ExitCode::lost && files_.exists(directory_.exit())) return;
+  directory_.write_exit(files_, e.code(), e.what(), state_.step);
+}
+
+bool Trainer::stops_at_start() {
+  stopped_ = watch_.stop_agreed();
+  return stopped_;
+}
+
 void Trainer::start() {
+  watch_.start();
   require(!config_.data.train.empty(), ExitCode::usage, "data.train: no token file to train on");
   const Device device = run_device(config_);
   const Mesh mesh(mesh_sizes(config_.parallel));
   use_device(config_, world_, device);
   checkpoint_groups_ = make_groups(world_, mesh, Poster::checkpoint);
   loader_groups_ = make_groups(world_, mesh, Poster::loader);
-  Agreement everyone(*checkpoint_groups_.control);
+  Agreement everyone(*checkpoint_groups_.control, watch_.here());
   everyone.together([&] {
     if (!first_rank_) return;
     lock_.emplace(files_, directory_.path(), world_.host_name(), clock_);
     directory_.create(files_);
     remove_leftovers(files_, directory_.checkpoints());
   });
+  prove_shared(files_, clock_, directory_.path(), world_.host_name(), everyone);
+  watch_.own_directory();
   log_ = std::make_unique<Log>(first_rank_ && !quiet_, first_rank_ ? directory_.log() : "");
 
   const RankPlan plan = plan_rank(config_, mesh, world_.rank(), device);
   // Before the engine takes its memory.
   peak_ = peak_flops(config_, device);
   engine_ = make_engine(config_, world_, mesh, device, pool_threads(config_, world_), plan);
+  engine_->stream().set_whereabouts(watch_.here());
   everyone.together([&] {
     sources_ = std::make_unique<TokenSources>(files_, config_.data.train, config_.model.vocab_size,
                                               config_.data.document_mask);
@@ -81,8 +105,11 @@ void Trainer::start() {
   everyone.together([&] {
     if (first_rank_) require_free_space(files_, directory_.path(), static_cast<std::uint64_t>(state_bytes));
   });
+  if (stops_at_start()) return;
   tune();
+  if (stops_at_start()) return;
   restore_latest_or_initialize();
+  if (stops_at_start()) return;
   // Only now is it known that the directory's run is this job's.
   everyone.together([&] {
     if (first_rank_) directory_.write_job(files_, config_);
@@ -96,6 +123,8 @@ void Trainer::start() {
     if (config_.observe.tensorboard)
       tensorboard_ = std::make_unique<TensorBoardFile>(files_, clock_, directory_.tensorboard(), state_.step);
   });
+
+  evaluated_ = everyone.sum(static_cast<Index>(first_rank_ && metrics_->evaluated() ? 1 : 0)) > 0;
 
   // Rates and costs of all ranks together.
   flops_ = everyone.sum(plan.step.total().flops);
@@ -112,7 +141,7 @@ void Trainer::tune() {
   const std::string path = directory_.tuned();
   const std::string known = files_.exists(path) ? read_file(files_, path) : "";
   const std::string tuned = engine_->tune(known);
-  Agreement(*checkpoint_groups_.control).together([&] {
+  Agreement(*checkpoint_groups_.control, watch_.here()).together([&] {
     if (first_rank_ && tuned != known) write_file_atomically(files_, path, tuned);
   });
 }
@@ -195,7 +224,9 @@ void Trainer::print_gpu() {
 }
 
 void Trainer::loop() {
-  if (evaluator_ && state_.step == 0) evaluate();  // what training starts from
+  if (stopped_) return;
+  // What training starts from, and what a run that was ended in its evaluation has missed.
+  if (evaluator_ && due(config_.eval.every) && !evaluated_) evaluate();
   while (state_.step < config_.training.steps && !stopped_) {
     profile_before(state_.step + 1);
     enqueue_step();
@@ -234,14 +265,18 @@ void Trainer::profile_after(Index step) {
 
 void Trainer::enqueue_step() {
   UnderWay step{.begin = clock_.now()};
-  const StepData& data = loader_->next(state_.next_sample);
   step.step = state_.step + 1;
+  watch_.step(step.step);
+  const StepData& data = [&]() -> const StepData& {
+    const Waiting waiting(watch_.here(), PackedText("loader"));
+    return loader_->next(state_.next_sample);
+  }();
   step.lr = learning_rate(config_.lr_schedule, config_.optimizer.lr, config_.training.steps, step.step);
   step.wait_seconds = data.wait_seconds;
   step.valid_tokens = data.valid_tokens;
   step.tokens = state_.tokens + data.valid_tokens;
   step.stall_seconds = std::exchange(pending_stall_, 0);
-  engine_->enqueue_step(data.batches, static_cast<double>(data.valid_tokens), step.lr, signal_.received());
+  engine_->enqueue_step(data.batches, static_cast<double>(data.valid_tokens), step.lr, watch_.stop_requested());
   ++state_.step;
   state_.next_sample += config_.training.global_batch_size;
   state_.tokens = step.tokens;
@@ -261,7 +296,10 @@ void Trainer::settle(std::size_t left) {
 
 StepRecord Trainer::record_of_oldest() {
   const UnderWay step = under_way_.front();
-  const StepResult result = engine_->take_result();
+  const StepResult result = [&] {
+    const Waiting waiting(watch_.here(), PackedText("device"));
+    return engine_->take_result();
+  }();
   under_way_.pop_front();
   if (!result.finite && config_.guard.on_nonfinite == "abort") {
     // Steps enqueued since have changed nothing: the device has halted updates.
@@ -281,6 +319,7 @@ StepRecord Trainer::record_of_oldest() {
 
   const double now = clock_.now(), seconds = now - std::max(step.begin, settled_at_);
   settled_at_ = now;
+  watch_.step_took(seconds);
   return {.step = step.step,
           .tokens = step.tokens,
           .samples = step.samples,
@@ -297,8 +336,10 @@ StepRecord Trainer::record_of_oldest() {
 }
 
 void Trainer::evaluate() {
-  const EvalRecord record = evaluator_->run(state_.step);
-  if (!first_rank_) return;
+  watch_.evaluation();
+  const EvalRecord record = evaluator_->run(state_.step, {}, [&] { return watch_.stop_agreed(); });
+  stopped_ = stopped_ || record.eval_tokens == 0;
+  if (!first_rank_ || record.eval_tokens == 0) return;
   metrics_->write(record);
   if (tensorboard_) tensorboard_->write(record);
   const std::string line = format("step {}  eval loss {:.4f} over {} tokens, {}", record.step, record.eval_loss,
@@ -308,6 +349,8 @@ void Trainer::evaluate() {
 
 void Trainer::save() {
   if (saved_step_ == state_.step) return;
+  watch_.save();
+  const Waiting waiting(watch_.here(), PackedText("writer"));
   const Checkpointer::Stall stall = checkpointer_->save(state_);
   pending_stall_ = stall.total();
   saved_step_ = state_.step;
@@ -322,6 +365,7 @@ void Trainer::report_saves(std::vector<Checkpointer::Outcome> outcomes, bool las
       if (first_rank_)
         log_->info(format("step {}: checkpoint saved, {} in {}", o.step, human_bytes(static_cast<double>(o.bytes)),
                           human_seconds(o.seconds)));
+      report_forecast(o.seconds);
       continue;
     }
     try {
@@ -338,11 +382,29 @@ void Trainer::report_saves(std::vector<Checkpointer::Outcome> outcomes, bool las
   }
 }
 
+// How long a stop takes: said once, and again when that becomes too long.
+void Trainer::report_forecast(double save_seconds) {
+  const RunWatch::Forecast f = watch_.forecast(save_seconds);
+  if (!first_rank_ || (forecast_ && (*forecast_ || !f.too_long))) return;
+  forecast_ = f.too_long;
+  const std::string line = format("a stop signal takes about {} to a saved checkpoint; the grace is {}",
+                                  human_seconds(f.seconds), human_seconds(config_.watchdog.grace));
+  if (f.too_long) {
+    log_->warn(line + ": more than half of it; ask for the signal earlier, or save to faster storage");
+  } else {
+    log_->info(line);
+  }
+}
+
 void Trainer::finish() {
-  report_saves(checkpointer_->finish(), false);
-  save();
-  report_saves(checkpointer_->finish(), true);
-  if (first_rank_ && metrics_->dropped() > 0)
+  if (checkpointer_ && state_.step > 0) {
+    watch_.save();
+    const Waiting waiting(watch_.here(), PackedText("writer"));
+    report_saves(checkpointer_->finish(), false);
+    save();
+    report_saves(checkpointer_->finish(), true);
+  }
+  if (first_rank_ && metrics_ && metrics_->dropped() > 0)
     log_->warn(format("{} lines of {} could not be written", metrics_->dropped(), directory_.metrics()));
   if (tensorboard_ && tensorboard_->dropped() > 0)
     log_->warn(format("{} events of {} could not be written", tensorboard_->dropped(), tensorboard_->path()));

@@ -17,14 +17,16 @@
 #include "lib/train/machine.h"
 #include "lib/train/profile.h"
 #include "lib/train/run_directory.h"
-#include "lib/train/stop_signal.h"
+#include "lib/train/run_watch.h"
 
 namespace dstrain {
 
 class Trainer {
  public:
   // One rank of the resolved job. Everything is borrowed. `quiet`: nothing on the terminal (tests).
-  Trainer(const Config& config, World& world, const Files& files, const Clock& clock, bool quiet = false);
+  // Collective.
+  Trainer(const Config& config, World& world, const Files& files, const Clock& clock, bool quiet = false,
+          const Watch& watch = {});
   ~Trainer();
 
   // Trains until training.steps or a stop signal; resumes when the run directory holds a checkpoint. Returns ok or
@@ -33,6 +35,10 @@ class Trainer {
 
  private:
   void start();
+  // Whether a stop signal has come to any rank: then nothing more is started. Collective.
+  bool stops_at_start();
+  // exit.json, by the rank whose word it is.
+  void write_end(const Error& error);
   void loop();
   void restore_latest_or_initialize();
   void enqueue_step();
@@ -42,6 +48,7 @@ class Trainer {
   void evaluate();
   void save();
   void report_saves(std::vector<Checkpointer::Outcome> outcomes, bool last);
+  void report_forecast(double save_seconds);
   void finish();
   bool due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
   void tune();
@@ -64,7 +71,7 @@ class Trainer {
   bool first_rank_;  // prints, logs, writes metrics
   bool quiet_;
 
-  StopSignal signal_;
+  RunWatch watch_;
   std::optional<RunLock> lock_;
   std::unique_ptr<Log> log_;
   Groups checkpoint_groups_, loader_groups_;
@@ -83,6 +90,8 @@ class Trainer {
   std::deque<UnderWay> under_way_;
   double settled_at_ = 0;  // when the last step's result was known
   bool stopped_ = false;
+  bool evaluated_ = false;        // at the step that the run goes on from
+  std::optional<bool> forecast_;  // said, and whether it was too long
   Index saved_step_ = -1;
   std::int64_t failed_saves_ = 0;
   double pending_stall_ = 0;           // of the last save, for the next step's record

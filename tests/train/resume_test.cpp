@@ -36,17 +36,6 @@ std::vector<std::string> with(std::vector<std::string> a, std::initializer_list<
   return a;
 }
 
-// loss, grad_norm and eval_loss of each line.
-std::vector<std::string> numbers_of(const std::string& run) {
-  std::vector<std::string> lines;
-  std::ifstream in(run + "/metrics.jsonl");
-  for (std::string line; std::getline(in, line);) {
-    const auto seconds = line.find("\"seconds\""), eval_seconds = line.find("\"eval_seconds\"");
-    lines.push_back(line.substr(0, std::min(seconds, eval_seconds)));
-  }
-  return lines;
-}
-
 }  // namespace
 
 TEST_CASE("k steps and the rest after a resume give the bits of an unbroken run", "[resume]") {

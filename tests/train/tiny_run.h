@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <string>
 #include <vector>
@@ -66,12 +67,13 @@ inline std::string tiny_run_yaml(const std::string& model, const std::string& di
 
 // Trains on thread ranks. Throws what the trainer throws.
 inline ExitCode train_tiny(const std::string& yaml, int ranks, const std::vector<std::string>& overrides = {},
-                           const Files& files = system_files()) {
+                           const Files& files = system_files(), const Clock& clock = system_clock()) {
   const Loaded loaded = parse_config(system_files(), "tiny.yaml", yaml, overrides);
   ExitCode code = ExitCode::ok;
   std::mutex mutex;
+  const StopSignal signal;
   run_threads(ranks, [&](World& world) {
-    const ExitCode mine = Trainer(resolve(loaded, world.size()), world, files, system_clock(), true).run();
+    const ExitCode mine = Trainer(resolve(loaded, world.size()), world, files, clock, true, {.signal = &signal}).run();
     const std::lock_guard lock(mutex);
     code = std::max(code, mine);
   });
@@ -96,6 +98,17 @@ inline std::map<std::string, std::vector<float>> checkpoint_tensors(const std::s
                      .row_stride = t.shape[t.shape.rank() - 1]});
   }
   return all;
+}
+
+// loss, grad_norm and eval_loss of each line.
+inline std::vector<std::string> numbers_of(const std::string& run) {
+  std::vector<std::string> lines;
+  std::ifstream in(run + "/metrics.jsonl");
+  for (std::string line; std::getline(in, line);) {
+    const auto seconds = line.find("\"seconds\""), eval_seconds = line.find("\"eval_seconds\"");
+    lines.push_back(line.substr(0, std::min(seconds, eval_seconds)));
+  }
+  return lines;
 }
 
 }  // namespace dstrain::test
