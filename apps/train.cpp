@@ -27,7 +27,8 @@ constexpr auto kWriting = std::chrono::milliseconds(500);  // for exit.json: its
 void tell(const Watchdog::Ending& e, const std::string& directory) {
   std::fprintf(stderr, "dstrain: %s\n", e.text.c_str());
   std::fflush(stderr);
-  if (!e.directory) return;
+  // Two hosts that have lost each other both tell; the first word stays.
+  if (!e.directory || system_files().exists(RunDirectory(directory).exit())) return;
   const auto written = std::make_shared<std::promise<void>>();
   const auto done = written->get_future();
   std::thread([written, directory, e] {

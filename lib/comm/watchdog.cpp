@@ -24,10 +24,11 @@ constexpr double kLate = 1.0;          // a tick so late says that this process 
 constexpr double kArrive = 0.05;       // seconds that peers get to come to where they wait for the lost rank
 constexpr double kPrecedence = 0.02;   // seconds that a rank leaves to each one below it
 constexpr double kOwnEnd = 0.5;        // seconds for this rank to end by itself after a peer's announced error
-constexpr double kMissingHost = 0.45;  // after SIGTERM: a launcher that has lost a rank kills the others in a second
+constexpr double kMissingHost = 0.35;  // after SIGTERM: a launcher that has lost a rank kills the others in a second
+constexpr double kDelivery = 1.5;      // seconds for a verdict to get to other hosts
 constexpr double kTelling = 1.0;       // seconds to wait for the message of another
 
-enum class NoteKind : std::uint32_t { beat, rows, verdict };
+enum class NoteKind : std::uint32_t { beat, rows, verdict, heard };
 
 struct NoteHead {
   NoteKind kind = NoteKind::beat;
@@ -218,6 +219,9 @@ void Watchdog::talk(double now) {
       std::memcpy(v.text, body, n);
       v.code = head.code;
       v.state = Verdict::told;
+      const NoteHead heard{NoteKind::heard, 0, 0};
+      runtime.send_note(note.from, std::as_bytes(std::span(&heard, 1)));
+      clock_.sleep(kTalk);  // for it to leave
       return;
     }
     const auto known = hosts_.find(note.from);
@@ -331,7 +335,7 @@ bool Watchdog::judge(double now) {
                     format("rank {} on host {} has not been heard of for {} s", leader, host.name, text_of(silent))};
   }
   if (!found) return false;
-  clock_.sleep(kArrive);
+  if (!looking) clock_.sleep(kArrive);
   const Finding finding = *found;
   return decide(ExitCode::lost, [&] {
     const std::vector<RankView> all = views(now, true);
@@ -356,17 +360,30 @@ bool Watchdog::decide(ExitCode code, const std::function<std::string()>& text) {
   const std::string words = text().substr(0, Verdict::kText - 1);
   std::memcpy(verdict.text, words.data(), words.size());
   verdict.code = static_cast<int>(code);
+  std::vector<int> others;  // leaders of hosts that have not heard
   if (!single_host()) {
     const NoteHead head{NoteKind::verdict, static_cast<std::int32_t>(code), 0};
     std::vector<std::byte> bytes(sizeof head + words.size());
     std::memcpy(bytes.data(), &head, sizeof head);
     std::memcpy(bytes.data() + sizeof head, words.data(), words.size());
     for (const int leader : leaders_)
-      if (leader != table_.ranks().front()) world_.runtime()->send_note(leader, bytes);
+      if (leader != table_.ranks().front()) others.push_back(leader);
+    for (const int leader : others) world_.runtime()->send_note(leader, bytes);
   }
   if (options_.tell) options_.tell({code, words, here().step.load(), here().directory.load() != 0});
   verdict.state = Verdict::told;
-  if (!single_host()) clock_.sleep(kTalk);  // for the notes to leave
+  std::erase_if(others, [&](int leader) {  // it will not answer
+    const auto known = hosts_.find(leader);
+    return known != hosts_.end() && clock_.now() - known->second.heard_at > kMissingHost;
+  });
+  // A first note to a rank makes a connection, and waits for it in the sender's memory.
+  for (const double begin = clock_.now(); !others.empty() && clock_.now() - begin < kDelivery; clock_.sleep(0.01))
+    for (const MpiRuntime::Note& note : world_.runtime()->take_notes()) {
+      NoteHead head;
+      if (note.bytes.size() != sizeof head) continue;
+      std::memcpy(&head, note.bytes.data(), sizeof head);
+      if (head.kind == NoteKind::heard) std::erase(others, note.from);
+    }
   if (options_.leave) options_.leave(code);
   return true;
 }
