@@ -147,6 +147,7 @@ void Trainer::tune() {
 }
 
 void Trainer::restore_latest_or_initialize() {
+  const double begin = clock_.now();
   const auto restored = checkpointer_->restore([&](const std::string& line) { log_->warn(line); });
   if (restored) {
     // The cursor counts samples of these very tokens.
@@ -160,7 +161,7 @@ void Trainer::restore_latest_or_initialize() {
     require_train_epochs(config_, *sources_, *sampler_, state_.step, state_.next_sample);
     engine_->set_updates(state_.optimizer_step);
     saved_step_ = state_.step;
-    log_->info(format("resumed from step {}", state_.step));
+    log_->info(format("resumed from step {}, read in {}", state_.step, human_seconds(clock_.now() - begin)));
   } else if (!config_.model.weights.empty()) {
     Agreement(*checkpoint_groups_.control).together([&] {
       const SafetensorsModel weights(files_, config_.model.weights);

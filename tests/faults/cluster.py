@@ -125,7 +125,7 @@ class Job:
                 with contextlib.suppress(OSError):
                     name = pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
                     rank = rank_of(pid)
-                    if name == "dstrain" and rank is not None and ready(pid):
+                    if name.startswith("dstrain") and rank is not None and ready(pid):
                         found[rank] = pid
             if len(found) == self.ranks:
                 self.pids = found

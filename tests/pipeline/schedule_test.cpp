@@ -210,11 +210,28 @@ TEST_CASE("sends that cross are found to deadlock unless posted together", "[pip
   CHECK(run_on_symbols(parse_program(joined)).empty());
 }
 
-TEST_CASE("broken programs are caught: 1000 random ones, each dropped, swapped and duplicated", "[pipeline]") {
-  std::mt19937 random(7);
+TEST_CASE("no schedule deadlocks or mismatches a transfer, for up to 16 stages and 64 micro-batches", "[pipeline]") {
+  int programs = 0;
+  for (const ScheduleEntry& entry : schedules())
+    for (int p = 1; p <= 16; ++p)
+      for (int m = 1; m <= 64; ++m) {
+        const Program program = make_schedule(entry.name, p, m);  // throws when it has violations
+        INFO(entry.name << " " << p << " stages, " << m << " micro-batches");
+        REQUIRE(violations(program).empty());
+        REQUIRE(simulate(program).deadlock.empty());
+        ++programs;
+      }
+  CHECK(programs == static_cast<int>(schedules().size()) * 16 * 64);
+}
+
+namespace {
+
+// Random programs, each broken in five ways.
+void break_programs(int trials, unsigned seed) {
+  std::mt19937 random(seed);
   const auto pick = [&](std::size_t n) { return static_cast<std::size_t>(random() % n); };
   int caught = 0, harmless = 0;
-  for (int trial = 0; trial < 1000; ++trial) {
+  for (int trial = 0; trial < trials; ++trial) {
     const int p = 1 + static_cast<int>(pick(6)), m = 1 + static_cast<int>(pick(8));
     const std::size_t kind = pick(3);
     const Program program = lower(kind == 0 ? gpipe(p, m) : kind == 1 ? forward_only(p, m) : one_f_one_b(p, m));
@@ -259,9 +276,17 @@ TEST_CASE("broken programs are caught: 1000 random ones, each dropped, swapped a
       ++(found ? caught : harmless);
     }
   }
-  CHECK(caught > 3000);
+  CHECK(caught > 3 * trials);
   CHECK(harmless > 0);  // some swaps of transfers change nothing
 }
+
+}  // namespace
+
+TEST_CASE("broken programs are caught: 1000 random ones, each dropped, swapped and duplicated", "[pipeline]") {
+  break_programs(1000, 7);
+}
+
+TEST_CASE("100,000 random programs, broken", "[.nightly]") { break_programs(100'000, std::random_device{}()); }
 
 TEST_CASE("unknown names and impossible counts are refused", "[pipeline]") {
   CHECK_THROWS_WITH(make_schedule("zigzag", 2, 2), "schedule 'zigzag' is not known; there are: gpipe, forward_only");
