@@ -287,6 +287,8 @@ void bench_optimizer(OpBench& bench, const Dimensions& d) {
                          .state = of.allocate({2}, DType::i64),
                          .squared_norm = of.allocate({1}, DType::f64),
                          .loss = of.allocate({1}, DType::f64),
+                         .bad = of.allocate({1}, DType::f64),
+                         .limits = of.allocate({2}, DType::f64),
                          .max_norm = 1};
   });
   const auto adamw = [&](Operands& of, bool half, bool split) {

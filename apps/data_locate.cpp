@@ -30,6 +30,13 @@ std::pair<Index, Index> samples_of(const Files& files, const std::string& metric
     const std::map<std::string, Series> all = read_metrics(files, metrics);
     if (const auto found = all.find("samples"); found != all.end()) {
       const Series& s = found->second;
+      // Steps after a rollback may have passed over a batch; lines of older builds have no first sample.
+      if (const auto own = all.find("first_sample"); own != all.end())
+        for (std::size_t i = 0; i < own->second.steps.size(); ++i)
+          if (own->second.steps[i] == step)
+            for (std::size_t j = 0; j < s.steps.size(); ++j)
+              if (s.steps[j] == step)
+                return {static_cast<Index>(own->second.values[i]), static_cast<Index>(s.values[j])};
       for (std::size_t i = 0; i < s.steps.size() && s.steps[i] <= step; ++i) {
         const auto samples = static_cast<Index>(s.values[i]);
         if (s.steps[i] == step) return {known + (step - 1 - known_step) * batch, samples};

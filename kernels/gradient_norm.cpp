@@ -21,10 +21,14 @@ void UpdateScalars::validate() const {
   check_vector(state, DType::i64, 2, "update_scalars: state");
   check_vector(squared_norm, DType::f64, 1, "update_scalars: squared_norm");
   check_vector(loss, DType::f64, 1, "update_scalars: loss");
+  check_vector(bad, DType::f64, 1, "update_scalars: bad");
+  check_vector(limits, DType::f64, 2, "update_scalars: limits");
   check(max_norm >= 0 && beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1,
         "update_scalars: max_norm {}, beta1 {}, beta2 {}", max_norm, beta1, beta2);
 }
 
-Cost UpdateScalars::cost() const { return {0, 0, bytes_of({&scalars, &state, &state, &squared_norm, &loss})}; }
+Cost UpdateScalars::cost() const {
+  return {0, 0, bytes_of({&scalars, &state, &state, &squared_norm, &loss, &bad, &limits})};
+}
 
 }  // namespace dstrain

@@ -20,19 +20,26 @@ struct SquaredNorm {
 void run(Cpu, Stream& stream, const SquaredNorm& op);
 void run(Cuda, Stream& stream, const SquaredNorm& op);
 
-// The numbers of an update, made where they are used. With finite = squared_norm and loss are finite and not halted:
-//   finite: state[0] += 1; scalars[1] = min(1, max_norm / (sqrt(squared_norm) + 1e-6)), as torch's clip_grad_norm_, 1
+// The numbers of an update, made where they are used.
+//   finite: bad is 0, |loss| <= 2^60, 0 <= squared_norm <= 2^120: what float32 moments can hold
+//   within: squared_norm <= limits[0] and loss <= limits[1]
+//   good:   finite, within and not halted
+//   good:   state[0] += 1; scalars[1] = min(1, max_norm / (sqrt(squared_norm) + 1e-6)), as torch's clip_grad_norm_, 1
 //           when max_norm is 0; scalars[2], [3] = 1 - beta^state[0] in double;
-//   else:   scalars[1] = NaN, so that AdamW does nothing; if `halt`, state[1] = 1 and nothing is finite any more.
+//   else:   scalars[1] = NaN, so that AdamW does nothing; if `halt` and not finite, or `halt_beyond` and not within,
+//           state[1] = 1 and nothing is good any more.
+constexpr double kMostLoss = 0x1p60, kMostSquaredNorm = 0x1p120;
 struct UpdateScalars {
   static constexpr const char* name = "update_scalars";
   Tensor scalars;       // (4) f32, as in AdamW; the first is left
   Tensor state;         // (2) i64: updates applied, whether halted
   Tensor squared_norm;  // (1) f64
   Tensor loss;          // (1) f64
+  Tensor bad;           // (1) f64: not 0 when a weight is not finite
+  Tensor limits;        // (2) f64, of squared_norm and loss; infinite: none
   float max_norm = 0;
   double beta1 = 0.9, beta2 = 0.95;
-  bool halt = false;
+  bool halt = false, halt_beyond = false;
 
   void validate() const;
   Cost cost() const;

@@ -6,6 +6,7 @@
 namespace dstrain {
 
 // sum = x + branch; y = (sum - mean) * rstd * weight + bias, rstd = 1 / sqrt(mean((sum - mean)^2) + eps).
+// A row whose squares are beyond float32 becomes NaN.
 struct LayerNormForward {
   static constexpr const char* name = "layer_norm";
   Tensor y;            // (rows, C)

@@ -7,6 +7,7 @@ namespace dstrain {
 
 // sum = x + branch; y = round(sum * rstd) * weight, rstd = 1 / sqrt(mean(sum^2) + eps), as Hugging Face's LlamaRMSNorm:
 // rounded to the storage type, then scaled.
+// A row whose squares are beyond float32 becomes NaN.
 struct RmsNormForward {
   static constexpr const char* name = "rms_norm";
   Tensor y;            // (rows, C)

@@ -44,8 +44,14 @@ void run(Cpu, Stream&, const UpdateScalars& op) {
   const double squared = *op.squared_norm.as<double>();
   float* const scalars = op.scalars.as<float>();
   std::int64_t* const state = op.state.as<std::int64_t>();
-  if (state[1] != 0 || !std::isfinite(squared) || !std::isfinite(*op.loss.as<double>())) {
-    if (op.halt) state[1] = 1;
+  const double loss = *op.loss.as<double>();
+  const double* const limits = op.limits.as<double>();
+  // A comparison with a NaN is false.
+  const bool finite =
+      *op.bad.as<double>() == 0 && std::fabs(loss) <= kMostLoss && squared >= 0 && squared <= kMostSquaredNorm;
+  const bool within = squared <= limits[0] && loss <= limits[1];
+  if (state[1] != 0 || !finite || !within) {
+    if (finite ? op.halt_beyond && !within : op.halt) state[1] = 1;
     scalars[1] = std::numeric_limits<float>::quiet_NaN();
     return;
   }

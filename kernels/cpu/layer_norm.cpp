@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cpu/column_sums.h"
+#include "kernels/rstd.h"
 
 namespace dstrain {
 
@@ -31,7 +32,7 @@ void run(Cpu, Stream& stream, const LayerNormForward& op) {
       float squares = 0;
 #pragma omp simd reduction(+ : squares)
       for (Index c = 0; c < columns; ++c) squares += (cpu::to_float(x[c]) - mean) * (cpu::to_float(x[c]) - mean);
-      const float rstd = 1.0f / std::sqrt(squares / static_cast<float>(columns) + op.eps);
+      const float rstd = or_nan(1.0f / std::sqrt(squares / static_cast<float>(columns) + op.eps));
       means[i] = mean;
       rstds[i] = rstd;
       T* const y = cpu::row<T>(op.y, i);

@@ -43,9 +43,13 @@ __global__ void __launch_bounds__(kLastThreads) add_squares_kernel(double* resul
 }
 
 __global__ void update_scalars_kernel(float* scalars, long long* state, const double* squared_norm, const double* loss,
-                                      double max_norm, double beta1, double beta2, bool halt) {
-  if (state[1] != 0 || !isfinite(*squared_norm) || !isfinite(*loss)) {
-    if (halt) state[1] = 1;
+                                      const double* bad, const double* limits, double max_norm, double beta1,
+                                      double beta2, bool halt, bool halt_beyond) {
+  // A comparison with a NaN is false.
+  const bool finite = *bad == 0 && fabs(*loss) <= kMostLoss && *squared_norm >= 0 && *squared_norm <= kMostSquaredNorm;
+  const bool within = *squared_norm <= limits[0] && *loss <= limits[1];
+  if (state[1] != 0 || !finite || !within) {
+    if (finite ? halt_beyond && !within : halt) state[1] = 1;
     scalars[1] = __uint_as_float(0x7fc00000u);  // NaN
     return;
   }
@@ -73,7 +77,8 @@ void run(Cuda, Stream& stream, const SquaredNorm& op) {
 void run(Cuda, Stream& stream, const UpdateScalars& op) {
   update_scalars_kernel<<<1, 1, 0, cuda::stream_of(stream)>>>(
       op.scalars.as<float>(), cuda::pointer<long long>(op.state), op.squared_norm.as<double>(), op.loss.as<double>(),
-      static_cast<double>(op.max_norm), op.beta1, op.beta2, op.halt);
+      op.bad.as<double>(), op.limits.as<double>(), static_cast<double>(op.max_norm), op.beta1, op.beta2, op.halt,
+      op.halt_beyond);
   cuda::check_launch("update_scalars");
 }
 

@@ -143,6 +143,7 @@ Manifest read_lines(std::string_view text) {
   manifest.state.next_sample = state.at("next_sample").get<Index>();
   manifest.state.tokens = state.at("tokens").get<Index>();
   manifest.state.data_hash = state.value("data_hash", "");
+  if (state.contains("guard")) manifest.state.guard = parse_guard_state(state.at("guard").dump());
   require(world >= 1 && world <= lines.size() && lines.size() >= 2 + world, ExitCode::checkpoint,
           "{} shards in {} lines", world, lines.size());
   for (std::size_t i = 0; i < world; ++i) {
@@ -193,7 +194,8 @@ std::string to_text(const Manifest& manifest) {
           {"seed", s.seed},
           {"next_sample", s.next_sample},
           {"tokens", s.tokens},
-          {"data_hash", s.data_hash}}}});
+          {"data_hash", s.data_hash},
+          {"guard", Json::parse(to_text(s.guard))}}}});
   for (std::size_t i = 0; i < manifest.shards.size(); ++i) {
     Json json = {{"shard", i}};
     json.update(json_of(manifest.shards[i]));

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "lib/checkpoint/guard_state.h"
 #include "lib/core/shape.h"
 #include "lib/mesh/mesh.h"
 
@@ -24,6 +25,7 @@ struct CheckpointState {
   std::string config_hash;
   std::string data_hash;  // of the tokens trained on; "" in checkpoints of builds that did not write it
   MeshSizes mesh;
+  GuardState guard;  // empty in checkpoints of builds that did not write it
 
   friend bool operator==(const CheckpointState&, const CheckpointState&) = default;
 };

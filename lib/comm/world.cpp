@@ -31,6 +31,8 @@ const char* name_of(Poster poster) {
       return "checkpoint";
     case Poster::watchdog:
       return "watchdog";
+    case Poster::guard:
+      return "guard";
   }
   return "?";
 }

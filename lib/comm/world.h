@@ -25,8 +25,9 @@ enum class Poster : unsigned char {
   loader,      // token counts, a batch ahead
   checkpoint,  // the writer's thread
   watchdog,    // liveness, stop requests
+  guard,       // what ranks tell each other of bad numbers
 };
-constexpr int kPosters = 5;
+constexpr int kPosters = 6;
 // Multiprocessors that reductions of the poster `gradients` take on a GPU. They have the whole backward to finish in.
 constexpr int kGradientBlocks = 4;
 const char* name_of(Poster poster);

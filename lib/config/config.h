@@ -118,7 +118,13 @@ struct EvalConfig {
 };
 
 struct GuardConfig {
-  std::string on_nonfinite = "abort";  // abort, skip
+  std::string on_nonfinite = "abort";  // abort, skip, rollback
+  std::string on_spike = "warn";       // warn, skip, rollback, abort
+  double spike_z = 6;                  // robust z-score of a loss or gradient norm that is a spike
+  std::int64_t max_skips = 3;          // in a row; then a rollback
+  std::int64_t max_rollbacks = 2;      // then the run ends
+  std::int64_t recompute_every = 500;  // steps; 0: never
+  std::int64_t replica_hash_every = 100;
 };
 
 struct CheckpointConfig {

@@ -40,7 +40,6 @@ struct AbsentKey {
 };
 inline constexpr AbsentKey kAbsentKeys[] = {
     {"optimizer.shard", "sharded optimizer state"},
-    {"guard.on_spike", "a guard against loss spikes"},
     {"moe", "mixture of experts"},
 };
 
@@ -233,10 +232,41 @@ void visit_fields(C& c, V& v) {
           c.eval.samples);
 
   v.section("guard", "what stops a run that goes wrong");
-  v.field(Key{.name = "on_nonfinite",
-              .help = "a loss or gradient norm that is not finite: abort, or skip the update",
-              .choices = {"abort", "skip"}},
-          c.guard.on_nonfinite);
+  v.field(
+      Key{.name = "on_nonfinite",
+          .help = "a loss, gradient norm or weight that is not finite: abort, skip the update, or go back to the last "
+                  "checkpoint and pass over the batch",
+          .choices = {"abort", "skip", "rollback"}},
+      c.guard.on_nonfinite);
+  v.field(
+      Key{.name = "on_spike",
+          .help = "a loss or gradient norm far above the last 128 steps': warn, skip the update, go back to the last "
+                  "checkpoint and pass over the batch, or abort",
+          .choices = {"warn", "skip", "rollback", "abort"}},
+      c.guard.on_spike);
+  v.field(Key{.name = "spike_z",
+              .help = "a spike lies this many robust standard deviations above the median",
+              .min = 1,
+              .max = 1e6},
+          c.guard.spike_z);
+  v.field(Key{.name = "max_skips", .help = "updates skipped in a row, then a rollback", .min = 0, .max = 1e9},
+          c.guard.max_skips);
+  v.field(Key{.name = "max_rollbacks",
+              .help = "rollbacks without 128 good steps in between, then the run ends with exit code 12",
+              .min = 0,
+              .max = 1e9},
+          c.guard.max_rollbacks);
+  v.field(Key{.name = "recompute_every",
+              .help = "steps between checks that a micro-batch run again has the same bits; 0: never; needs "
+                      "run.deterministic",
+              .min = 0,
+              .max = 1e12},
+          c.guard.recompute_every);
+  v.field(Key{.name = "replica_hash_every",
+              .help = "steps between checks that data ranks hold the same weights and moments; 0: never",
+              .min = 0,
+              .max = 1e12},
+          c.guard.replica_hash_every);
 
   v.section("checkpoint", "saving");
   v.field(Key{.name = "every", .help = "steps between checkpoints; 0: only at the end", .min = 0, .max = 1e12},

@@ -62,6 +62,7 @@ void MetricsFile::write(const EvalRecord& r) { append(r.step, scalars(r)); }
 
 std::vector<Scalar> scalars(const StepRecord& r) {
   return {{"tokens", static_cast<double>(r.tokens), true},
+          {"first_sample", static_cast<double>(r.first_sample), true},
           {"samples", static_cast<double>(r.samples), true},
           {"loss", r.loss},
           {"grad_norm", r.grad_norm},
@@ -72,7 +73,8 @@ std::vector<Scalar> scalars(const StepRecord& r) {
           {"mfu_full", r.mfu_full},
           {"loader_wait_seconds", r.loader_wait_seconds},
           {"checkpoint_stall_seconds", r.checkpoint_stall_seconds},
-          {"skipped", static_cast<double>(r.skipped), true}};
+          {"skipped", static_cast<double>(r.skipped), true},
+          {"rollbacks", static_cast<double>(r.rollbacks), true}};
 }
 
 std::vector<Scalar> scalars(const EvalRecord& r) {

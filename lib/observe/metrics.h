@@ -11,11 +11,12 @@
 namespace dstrain {
 
 struct StepRecord {
-  std::int64_t step = 0;     // updates done, this one included
-  std::int64_t tokens = 0;   // trained on since the run began
-  std::int64_t samples = 0;  // read since the run began: the step's last global sample is the one before
-  double loss = 0;           // mean over the step's valid tokens, nats
-  double grad_norm = 0;      // before clipping
+  std::int64_t step = 0;          // updates done, this one included
+  std::int64_t tokens = 0;        // trained on since the run began
+  std::int64_t first_sample = 0;  // of the step
+  std::int64_t samples = 0;       // one past the step's last: read or passed over since the run began
+  double loss = 0;                // mean over the step's valid tokens, nats
+  double grad_norm = 0;           // before clipping
   double lr = 0;
   double seconds = 0;            // of this step
   double tokens_per_second = 0;  // all ranks
@@ -23,7 +24,8 @@ struct StepRecord {
   double mfu_full = 0;
   double loader_wait_seconds = 0;
   double checkpoint_stall_seconds = 0;
-  std::int64_t skipped = 0;  // updates skipped so far, not finite
+  std::int64_t skipped = 0;    // updates left out so far: not finite, or a spike
+  std::int64_t rollbacks = 0;  // of the run so far
 };
 
 struct EvalRecord {

@@ -2,17 +2,19 @@
 
 #include "kernels/adamw.h"
 #include "kernels/elementwise.h"
+#include "kernels/finite.h"
 #include "kernels/gradient_norm.h"
 #include "lib/core/transfer.h"
 
 namespace dstrain {
 
-Optimizer::Optimizer(const OptimizerConfig& config, const ParamArena& params, Arena& memory, bool halt)
+Optimizer::Optimizer(const OptimizerConfig& config, const ParamArena& params, Arena& memory, Halt halt)
     : config_(config),
       params_(params),
       halt_(halt),
       scalars_(memory.allocate({4})),
       lr_(scalars_.slice(0, 0, 1)),
+      limits_(memory.allocate({2}, DType::f64)),
       state_(memory.allocate({2}, DType::i64)) {}
 
 void Optimizer::set_updates(std::int64_t applied) const {
@@ -20,22 +22,47 @@ void Optimizer::set_updates(std::int64_t applied) const {
   upload_now(state_, state);
 }
 
-void Optimizer::squared_norm(Stream& stream, const Tensor& squared_norm) const {
+void Optimizer::squared_norm(Stream& stream, const Tensor& squared_norm, const Tensor& bad) const {
+  stream.set_place({.phase = "norm"});
   launch(stream, Fill{.y = squared_norm});
   for (const FlatRange& r : params_.owned())
     launch(stream, SquaredNorm{.result = squared_norm, .x = params_.gradient().slice(0, r.begin, r.end)});
+  // What another rank counts was computed here too.
+  Index at = 0;
+  const auto check_up_to = [&](Index end) {
+    if (end > at)
+      launch(stream, FiniteCheck{.flag = bad, .x = params_.gradient().slice(0, at, end), .most = kMostValue});
+  };
+  for (const FlatRange& r : params_.owned()) {
+    check_up_to(r.begin);
+    at = r.end;
+  }
+  check_up_to(params_.numel());
 }
 
-void Optimizer::step(Stream& stream, const Tensor& squared_norm, const Tensor& loss) const {
+void Optimizer::check_weights(Stream& stream, const Tensor& bad) const {
+  constexpr Index kRow = 64;  // arenas hold a multiple of it
+  stream.set_place({.phase = "weight check"});
+  launch(stream, Fill{.y = bad});
+  const Tensor &compute = params_.compute(), &master = params_.master();
+  for (const Tensor& t : {compute, master.data == compute.data ? Tensor{} : master})
+    if (t.defined() && t.numel() > 0)
+      launch(stream, FiniteCheck{.flag = bad, .x = t.view({t.numel() / kRow, kRow}), .most = kMostValue});
+}
+
+void Optimizer::step(Stream& stream, const Tensor& squared_norm, const Tensor& loss, const Tensor& bad) const {
   stream.set_place({.phase = "optimizer"});
   launch(stream, UpdateScalars{.scalars = scalars_,
                                .state = state_,
                                .squared_norm = squared_norm,
                                .loss = loss,
+                               .bad = bad,
+                               .limits = limits_,
                                .max_norm = static_cast<float>(config_.clip_grad_norm),
                                .beta1 = config_.betas[0],
                                .beta2 = config_.betas[1],
-                               .halt = halt_});
+                               .halt = halt_.nonfinite,
+                               .halt_beyond = halt_.beyond});
   const bool bf16 = params_.compute().dtype == DType::bf16;
   for (const bool decay : {true, false}) {
     const FlatRange r = params_.segment(decay);

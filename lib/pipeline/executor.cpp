@@ -31,6 +31,7 @@ void execute(const Program& program, Stage& stage, ProcessGroup& pipeline, Strea
         at(a.micro_batch);
         if (a.micro_batch == program.micro_batches - 1) options.layer_done = layer_done;
         stage.backward(stream, a.slot, options);
+        if (options.backward_done) options.backward_done();
         options.write = Write::accumulate;
         break;
       case Action::Kind::exchange:

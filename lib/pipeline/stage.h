@@ -25,6 +25,8 @@ struct PassOptions {
   KvCache* cache = nullptr;        // Mode::decode
   // Called after each forward while output() holds: what reads it goes here.
   std::function<void()> forward_done = {};
+  // Called after each backward.
+  std::function<void()> backward_done = {};
   // CUDA: record what a pass launches the second time that it is met, and start it as a graph from then on.
   bool graphs = false;
   // Called after each layer's backward with its index in StageModel::layers: its gradients are then complete, if this

@@ -85,6 +85,8 @@ void Checkpointer::write(const CheckpointState& state) {
   try {
     if (device_ >= 0) gpu::use(device_);
     snapshot_.wait();
+    // What is published can be gone back to.
+    Agreement(group_).together([&] { snapshot_.require_finite(); });
     SaveResult result = writer_.save(state, snapshot_.slabs());
     outcome.bytes = result.bytes;
     outcome.warnings = std::move(result.warnings);

@@ -3,9 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <limits>
 #include <utility>
 
+#include "kernels/checksum.h"
 #include "kernels/elementwise.h"
+#include "kernels/gradient_norm.h"
+#include "lib/core/clock.h"
 #include "lib/core/rng.h"
 #include "lib/core/transfer.h"
 #include "lib/layers/host_batch.h"
@@ -15,7 +19,7 @@
 namespace dstrain {
 
 namespace {
-constexpr std::size_t kScalarBytes = 4 * Arena::kAlign;
+constexpr std::size_t kScalarBytes = 6 * Arena::kAlign;
 }
 
 StepShape step_shape(const Config& c) {
@@ -28,6 +32,10 @@ namespace {
 
 Program job_program(const Config& c, const std::string& schedule) {
   return make_schedule(schedule, static_cast<int>(c.parallel.pipeline), static_cast<int>(step_shape(c).micro_batches));
+}
+
+Program single_program(const Config& c, const std::string& schedule) {
+  return make_schedule(schedule, static_cast<int>(c.parallel.pipeline), 1);
 }
 
 }  // namespace
@@ -74,8 +82,9 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
       groups_(make_groups(world, mesh, Poster::compute, config.model.num_key_value_heads)),
       scalars_("scalars", device, kScalarBytes),
       train_program_(train_program(config)),
+      single_program_(single_program(config, config.parallel.schedule)),
       eval_program_(job_program(config, "forward_only")),
-      decode_program_(make_schedule("forward_only", static_cast<int>(config.parallel.pipeline), 1)),
+      decode_program_(single_program(config, "forward_only")),
       use_(use) {
   if (device_ == Device::cuda) queue_.emplace();
   stream_ = Stream(device, target, pool_.get(), &workspace_, nullptr, queue_ ? &*queue_ : nullptr);
@@ -92,12 +101,20 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
                               slots, batches.micro_batch_size * batches.length, format.compute, sizes.stage, training);
   params_ = std::make_unique<ParamArena>(stage_->model(), device, config_.parallel.bucket_bytes, format);
   if (training)
-    optimizer_ =
-        std::make_unique<Optimizer>(config_.optimizer, *params_, scalars_, config_.guard.on_nonfinite == "abort");
-  result_ = scalars_.allocate({3}, DType::f64);
+    optimizer_ = std::make_unique<Optimizer>(
+        config_.optimizer, *params_, scalars_,
+        Optimizer::Halt{.nonfinite = config_.guard.on_nonfinite != "skip", .beyond = config_.guard.on_spike != "skip"});
+  result_ = scalars_.allocate({4}, DType::f64);
+  sums_ = scalars_.allocate({3}, DType::i64);
   loss_scale_ = scalars_.allocate({1});
   ring_ = device_ == Device::cuda ? Buffer::pinned("step exchange", kRing * 256)
                                   : Buffer("step exchange", Device::cpu, kRing * 256);
+  if (training) {
+    const std::size_t all = static_cast<std::size_t>(world.size()) * 3 * sizeof(std::int64_t);
+    all_sums_ = Buffer("checksums", device, all);
+    sums_ring_ = device_ == Device::cuda ? Buffer::pinned("checksums", kRing * all)
+                                         : Buffer("checksums", Device::cpu, kRing * all);
+  }
   const DebugConfig& debug = config_.debug;
   if (device_ != Device::dry && (debug.blocking || debug.check_finite)) {
     debug_ = std::make_unique<DebugObserver>(
@@ -106,7 +123,11 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
     stream_.set_observer(debug_.get());
   }
   if (device_ != Device::cuda || !training) return;
-  for (std::size_t i = 0; i < kRing; ++i) done_.emplace_back();
+  for (std::size_t i = 0; i < kRing; ++i) {
+    done_.emplace_back();
+    check_begin_.emplace_back(gpu::Event::Timing::on);
+    check_end_.emplace_back(gpu::Event::Timing::on);
+  }
   check_recordable();
   if (groups_.replica->size() == 1 || !groups_.replica->on_device()) return;
   gradient_queue_.emplace(gpu::Queue::Priority::high);
@@ -206,32 +227,97 @@ void Engine::reduce_ready(std::size_t layer) {
   queue_->wait(*reduced_event_);
 }
 
-void Engine::enqueue_gradients(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop) {
+void Engine::sum_bits(std::size_t which, std::initializer_list<Tensor> tensors) {
+  const auto at = static_cast<Index>(which);
+  for (const Tensor& t : tensors)
+    if (t.defined() && t.numel() > 0) launch(stream_, Checksum{.result = sums_.slice(0, at, at + 1), .x = t});
+}
+
+void Engine::run_checks(std::span<const Batch> micro_batches, const StepChecks& checks) {
+  const std::size_t at = enqueued_ % kRing;
+  checked_[at] = checks.any();
+  check_seconds_[at] = 0;
+  if (!checks.any()) return;
+  const bool timed = device_ == Device::cuda;
+  if (timed) check_begin_[at].record(*queue_);
+  const double begin = system_clock().now();
+  launch(stream_, Fill{.y = Tensor(sums_.data, DType::f64, device_, {3})});  // zero bits are zero in both
+  stream_.set_place({.phase = "check"});
+  const Tensor &compute = params_->compute(), &master = params_->master();
+  if (checks.replicas)
+    sum_bits(2, {compute, master.data == compute.data ? Tensor{} : master, params_->low(), params_->exp_avg(),
+                 params_->exp_avg_sq()});
+  if (checks.recompute) {
+    execute(single_program_, *stage_, *groups_.pipeline, stream_, micro_batches.first(1),
+            {.mode = Mode::train, .seed = config_.run.seed, .loss_scale = loss_scale_, .loss = result_.slice(0, 1, 2)});
+    sum_bits(0, {params_->gradient()});
+  }
+  if (timed)
+    check_end_[at].record(*queue_);
+  else
+    check_seconds_[at] = system_clock().now() - begin;
+}
+
+void Engine::enqueue_gradients(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop,
+                               const StepLimits& limits, const StepChecks& checks) {
   check(use_ == EngineUse::training, "a step of an engine that does not train");
   check(enqueued_ - taken_ < kRing - 1, "{} steps wait for their result to be taken", enqueued_ - taken_);
   Exchange& ring = exchange(enqueued_);
   valid_tokens_[enqueued_ % kRing] = valid_tokens;
   ring = {.vote = stop ? 1.0 : 0.0, .lr = static_cast<float>(lr), .loss_scale = static_cast<float>(1.0 / valid_tokens)};
-  const Tensor norm = result_.slice(0, 0, 1), loss = result_.slice(0, 1, 2), votes = result_.slice(0, 2, 3);
-  launch(stream_, Fill{.y = loss});
+  ring.limits[0] = limits.grad_norm * limits.grad_norm;
+  ring.limits[1] = limits.loss * valid_tokens;
+  const Tensor norm = result_.slice(0, 0, 1), loss = result_.slice(0, 1, 2), votes = result_.slice(0, 2, 3),
+               bad = result_.slice(0, 3, 4);
   upload(stream_, votes, &ring.vote);
   upload(stream_, optimizer_->lr(), &ring.lr);
   upload(stream_, loss_scale_, &ring.loss_scale);
-  execute(train_program_, *stage_, *groups_.pipeline, stream_, micro_batches,
-          {.mode = Mode::train,
-           .seed = config_.run.seed,
-           .loss_scale = loss_scale_,
-           .loss = loss,
-           .graphs = graphs_,
-           .layer_done = layer_done_,
-           .reserved_multiprocessors = kGradientBlocks});
+  upload(stream_, optimizer_->limits(), ring.limits);
+  run_checks(micro_batches, checks);
+  optimizer_->check_weights(stream_, bad);
+  launch(stream_, Fill{.y = loss});
+  PassOptions options{.mode = Mode::train,
+                      .seed = config_.run.seed,
+                      .loss_scale = loss_scale_,
+                      .loss = loss,
+                      .graphs = graphs_,
+                      .layer_done = layer_done_,
+                      .reserved_multiprocessors = kGradientBlocks};
+  bool overlapped = overlaps();
+  if (checks.recompute) {
+    options.backward_done = [&, first = true]() mutable {
+      if (!std::exchange(first, false)) return;
+      const double begin = system_clock().now();
+      sum_bits(1, {params_->gradient()});
+      check_seconds_[enqueued_ % kRing] += system_clock().now() - begin;
+    };
+    // Gradients that were reduced beside the only backward would not be this rank's own.
+    if (micro_batches.size() == 1) options.layer_done = {}, overlapped = false;
+  }
+  execute(train_program_, *stage_, *groups_.pipeline, stream_, micro_batches, options);
   stream_.set_place({.phase = "reduce"});
-  params_->reduce(stream_, groups_, overlaps());
-  optimizer_->squared_norm(stream_, norm);
+  params_->reduce(stream_, groups_, overlapped);
+  optimizer_->squared_norm(stream_, norm, bad);
   // Every tensor rank has computed the loss: one of them counts.
   if (at_.tensor != 0) launch(stream_, Fill{.y = loss});
-  if (groups_.replica->size() > 1) groups_.replica->all_reduce(stream_, result_.slice(0, 1, 3));
+  if (groups_.replica->size() > 1) groups_.replica->all_reduce(stream_, result_.slice(0, 1, 4));
   if (groups_.model->size() > 1) groups_.model->all_reduce(stream_, result_);
+  if (!checks.any()) return;
+  const Index n = 3 * world_.size();
+  const Tensor all(all_sums_.data(), DType::i64, device_, {n});
+  groups_.control->all_gather(stream_, all, sums_);
+  download(stream_, sums_of(enqueued_), all);
+}
+
+void Engine::local_gradients(std::span<const Batch> micro_batches, double valid_tokens) {
+  const auto scale = static_cast<float>(1.0 / valid_tokens);
+  const Tensor loss = result_.slice(0, 1, 2);
+  stream_.synchronize();
+  upload_now(loss_scale_, &scale);
+  launch(stream_, Fill{.y = loss});
+  execute(train_program_, *stage_, *groups_.pipeline, stream_, micro_batches,
+          {.mode = Mode::train, .seed = config_.run.seed, .loss_scale = loss_scale_, .loss = loss});
+  stream_.synchronize();
 }
 
 void Engine::enqueue_result() {
@@ -256,31 +342,43 @@ StepResult Engine::take_result() {
   }
   const Exchange& ring = exchange(taken_);
   const double* const r = ring.result;
-  const StepResult result{.loss = r[1] / valid_tokens_[taken_ % kRing],
-                          .grad_norm = std::sqrt(r[0]),
-                          .finite = std::isfinite(r[0]) && std::isfinite(r[1]),
-                          .stop = r[2] > 0,
-                          .updates = ring.updates[0]};
+  // As UpdateScalars decides.
+  StepResult result{.loss = r[1] / valid_tokens_[taken_ % kRing],
+                    .grad_norm = std::sqrt(r[0]),
+                    .finite = r[0] >= 0 && r[0] <= kMostSquaredNorm && std::fabs(r[1]) <= kMostLoss && r[3] == 0,
+                    .weights_good = r[3] == 0,
+                    .within = r[0] <= ring.limits[0] && r[1] <= ring.limits[1],
+                    .stop = r[2] > 0,
+                    .updates = ring.updates[0]};
+  if (checked_[taken_ % kRing]) {
+    const std::int64_t* const sums = sums_of(taken_);
+    result.sums.assign(sums, sums + 3 * world_.size());
+    const std::size_t at = taken_ % kRing;
+    result.check_seconds =
+        device_ == Device::cuda ? check_end_[at].seconds_since(check_begin_[at]) : check_seconds_[at];
+  }
   ++taken_;
   return device_ == Device::dry ? StepResult{} : result;
 }
 
-void Engine::enqueue_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop) {
-  enqueue_gradients(micro_batches, valid_tokens, lr, stop);
+void Engine::enqueue_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop,
+                          const StepLimits& limits, const StepChecks& checks) {
+  enqueue_gradients(micro_batches, valid_tokens, lr, stop, limits, checks);
   stream_.set_place({.phase = "optimizer"});
   if (const gpu::Event* event = std::exchange(update_after_, nullptr)) queue_->wait(*event);
-  optimizer_->step(stream_, result_.slice(0, 0, 1), result_.slice(0, 1, 2));
+  optimizer_->step(stream_, result_.slice(0, 0, 1), result_.slice(0, 1, 2), result_.slice(0, 3, 4));
   stream_.set_place({});
   enqueue_result();
 }
 
-StepResult Engine::train_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop) {
-  enqueue_step(micro_batches, valid_tokens, lr, stop);
+StepResult Engine::train_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop,
+                              const StepLimits& limits, const StepChecks& checks) {
+  enqueue_step(micro_batches, valid_tokens, lr, stop, limits, checks);
   return take_result();
 }
 
 StepResult Engine::gradients(std::span<const Batch> micro_batches, double valid_tokens, bool stop) {
-  enqueue_gradients(micro_batches, valid_tokens, 0, stop);
+  enqueue_gradients(micro_batches, valid_tokens, 0, stop, {}, {});
   enqueue_result();
   return take_result();
 }

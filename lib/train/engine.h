@@ -17,6 +17,7 @@
 #include "lib/optim/param_arena.h"
 #include "lib/pipeline/executor.h"
 #include "lib/pipeline/stage.h"
+#include "lib/train/guard.h"
 #include "lib/train/op_watch.h"
 
 namespace dstrain {
@@ -44,9 +45,22 @@ struct MemoryRow {
 struct StepResult {
   double loss = 0;           // mean over the valid tokens of the step
   double grad_norm = 0;      // before clipping
-  bool finite = true;        // false: the update was not applied, on any rank
+  bool finite = true;        // loss, norm and weights; false: the update was not applied, on any rank
+  bool weights_good = true;  // those that the step began with
+  bool within = true;        // the limits; false: as for finite
   bool stop = false;         // a rank asked to stop
   std::int64_t updates = 0;  // applied so far, this step's included
+  // When the step was checked, three sums a rank, in order of ranks: the gradient of the first micro-batch, computed
+  // twice, and the state that the step began with. Those not asked for are 0.
+  std::vector<std::int64_t> sums;
+  double check_seconds = 0;  // that the checks took on this rank
+};
+
+// What a step does beside training.
+struct StepChecks {
+  bool recompute = false;  // run the first micro-batch twice
+  bool replicas = false;   // sum up weights and moments
+  bool any() const { return recompute || replicas; }
 };
 
 // The part of a step that every rank must know the same of: counts of micro-batches follow from the config alone.
@@ -80,16 +94,21 @@ class Engine {
 
   // Enqueues one optimizer step over this data rank's micro-batches (step_shape().micro_batches of them, in host
   // memory, page-locked for CUDA, unchanged until its result was taken). `valid_tokens` is the global sum of loss
-  // weights. `stop` is this rank's vote. At most two steps may be without their result taken.
-  void enqueue_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop);
+  // weights. `stop` is this rank's vote. A loss or norm beyond `limits` (the same on every rank) leaves the update out.
+  // At most two steps may be without their result taken.
+  void enqueue_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop,
+                    const StepLimits& limits = {}, const StepChecks& checks = {});
   // The result of the oldest step not yet asked for; waits for it.
   StepResult take_result();
   // Steps that may be under way while the next is enqueued: 0 on the CPU, where enqueueing is running.
   std::size_t lag() const { return device_ == Device::cuda ? 1 : 0; }
   // Both of them.
-  StepResult train_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop);
+  StepResult train_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop,
+                        const StepLimits& limits = {}, const StepChecks& checks = {});
   // The phases of a step before the update: gradients reduced, norm and loss known on every rank.
   StepResult gradients(std::span<const Batch> micro_batches, double valid_tokens, bool stop);
+  // Forward and backward alone: gradients are this rank's own, not reduced. Collective over stages and tensor ranks.
+  void local_gradients(std::span<const Batch> micro_batches, double valid_tokens);
   // The sum of weight * negative log likelihood over the micro-batches of all data ranks.
   double evaluate(std::span<const Batch> micro_batches);
   // The same for each sample of the step: of data rank 0's micro-batches in their order, then of data rank 1's, ... On
@@ -129,15 +148,23 @@ class Engine {
   // What the host hands to a step and what it gets back; page-locked on CUDA.
   struct Exchange {
     double vote = 0;
-    double result[3] = {};
+    double result[4] = {};
+    double limits[2] = {};
     std::int64_t updates[2] = {};
     float lr = 0;
     float loss_scale = 0;
   };
   static constexpr std::size_t kRing = 3;
   Exchange& exchange(std::size_t step) { return *reinterpret_cast<Exchange*>(ring_.data() + step % kRing * 256); }
-  void enqueue_gradients(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop);
+  void enqueue_gradients(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop,
+                         const StepLimits& limits, const StepChecks& checks);
   void enqueue_result();
+  void run_checks(std::span<const Batch> micro_batches, const StepChecks& checks);
+  void sum_bits(std::size_t which, std::initializer_list<Tensor> tensors);
+  std::int64_t* sums_of(std::size_t step) {
+    return reinterpret_cast<std::int64_t*>(sums_ring_.data()) +
+           step % kRing * 3 * static_cast<std::size_t>(world_.size());
+  }
   void reduce_ready(std::size_t layer);
   void check_recordable();
 
@@ -155,8 +182,14 @@ class Engine {
   std::unique_ptr<ParamArena> params_;
   Arena scalars_;
   std::unique_ptr<Optimizer> optimizer_;
-  Tensor result_;      // (3) f64: squared norm, loss sum, stop votes
-  Tensor loss_scale_;  // (1) f32
+  Tensor result_;     // (4) f64: squared norm, loss sum, stop votes, ranks with bad weights
+  Tensor sums_;       // (3) i64: StepResult::sums of this rank
+  Buffer all_sums_;   // (ranks, 3) i64
+  Buffer sums_ring_;  // of the host
+  std::array<bool, kRing> checked_{};
+  std::array<double, kRing> check_seconds_{};        // CPU
+  std::vector<gpu::Event> check_begin_, check_end_;  // CUDA
+  Tensor loss_scale_;                                // (1) f32
   Buffer ring_;
   std::vector<gpu::Event> done_;  // one a place of the ring; CUDA
   std::array<double, kRing> valid_tokens_{};
@@ -171,7 +204,7 @@ class Engine {
   std::optional<Stream> gradient_stream_;
   std::optional<gpu::Event> layer_event_, reduced_event_;
   std::function<void(std::size_t)> layer_done_;
-  Program train_program_, eval_program_, decode_program_;
+  Program train_program_, single_program_, eval_program_, decode_program_;
   EngineUse use_;
 };
 

@@ -43,10 +43,15 @@ std::string DebugObserver::where(const Stream& stream, const char* op, std::span
                 p.micro_batch >= 0 ? format(", micro-batch {}", p.micro_batch) : std::string(), op, shapes);
 }
 
-void DebugObserver::before(Stream&, const char*, const Cost&) {}
+void DebugObserver::before(Stream& stream, const char* op, const Cost& cost) {
+  if (!inside_ && options_.inner) options_.inner->before(stream, op, cost);
+}
 
 void DebugObserver::after(Stream& stream, const char* op, std::span<const Tensor> outputs) {
   if (inside_) return;
+  ++ops_;
+  if (options_.inner) options_.inner->after(stream, op, outputs);
+  if (first_) return;
   if (options_.blocking) {
     try {
       stream.synchronize();
@@ -65,6 +70,10 @@ void DebugObserver::after(Stream& stream, const char* op, std::span<const Tensor
     inside_ = false;
     download(stream, &flag, flag_);
     stream.synchronize();
+    if (flag != 0 && options_.record) {
+      first_ = {stream.place(), ops_, format("{}, output {}", where(stream, op, outputs), i)};
+      return;
+    }
     require(flag == 0, ExitCode::nonfinite, "{}: output {} holds a value that is not finite",
             where(stream, op, outputs), i);
   }

@@ -1,6 +1,8 @@
 #include "lib/train/snapshot.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "kernels/split_master.h"
 #include "lib/core/stream_copy.h"
@@ -106,6 +108,15 @@ void Snapshot::copy_parts(Stream& stream) {
     const Tile& t = tiles[static_cast<std::size_t>(i)];
     stream_copy(t.to, t.from, t.bytes);
   });
+}
+
+void Snapshot::require_finite() const {
+  for (const TensorSlab& slab : slabs_) {
+    const Index n = slab.extent.numel();
+    int bad = 0;
+    for (Index i = 0; i < n; ++i) bad |= std::fabs(slab.data[i]) <= std::numeric_limits<float>::max() ? 0 : 1;
+    require(bad == 0, ExitCode::nonfinite, "{} of {} holds a value that is not finite", slab.role, slab.name);
+  }
 }
 
 void Snapshot::wait() const {

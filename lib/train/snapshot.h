@@ -29,6 +29,8 @@ class Snapshot {
   void take(Stream& stream);
   // Waits until the copy is complete.
   void wait() const;
+  // Throws Error{nonfinite} naming the tensor when a value of the copy is not finite; after wait().
+  void require_finite() const;
   // Null on the CPU.
   const gpu::Event* copied() const { return gpu_ ? &gpu_->copied : nullptr; }
   // What this rank writes, in the snapshot's memory; complete after wait().

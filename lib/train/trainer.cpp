@@ -23,7 +23,8 @@ Trainer::Trainer(const Config& config, World& world, const Files& files, const C
       directory_(config.run.dir),
       first_rank_(world.rank() == 0),
       quiet_(quiet),
-      watch_(config_.watchdog, world, watch) {}
+      watch_(config_.watchdog, world, watch),
+      guard_(config.guard) {}
 
 Trainer::~Trainer() = default;
 
@@ -75,6 +76,7 @@ void Trainer::start() {
   use_device(config_, world_, device);
   checkpoint_groups_ = make_groups(world_, mesh, Poster::checkpoint);
   loader_groups_ = make_groups(world_, mesh, Poster::loader);
+  guard_groups_ = make_groups(world_, mesh, Poster::guard);
   Agreement everyone(*checkpoint_groups_.control, watch_.here());
   everyone.together([&] {
     if (!first_rank_) return;
@@ -117,12 +119,7 @@ void Trainer::start() {
   loader_ = std::make_unique<Loader>(
       *sources_, *sampler_, data_plan(config_, engine_->coordinates(), -1, device == Device::cuda),
       loader_groups_.replica->size() > 1 ? loader_groups_.replica.get() : nullptr, clock_);
-  everyone.together([&] {
-    if (!first_rank_) return;
-    metrics_ = std::make_unique<MetricsFile>(files_, directory_.metrics(), state_.step);
-    if (config_.observe.tensorboard)
-      tensorboard_ = std::make_unique<TensorBoardFile>(files_, clock_, directory_.tensorboard(), state_.step);
-  });
+  everyone.together([&] { open_metrics(); });
 
   evaluated_ = everyone.sum(static_cast<Index>(first_rank_ && metrics_->evaluated() ? 1 : 0)) > 0;
 
@@ -161,18 +158,32 @@ void Trainer::restore_latest_or_initialize() {
     require_train_epochs(config_, *sources_, *sampler_, state_.step, state_.next_sample);
     engine_->set_updates(state_.optimizer_step);
     saved_step_ = state_.step;
+    guard_ = Guard(config_.guard, state_.guard);
     log_->info(format("resumed from step {}, read in {}", state_.step, human_seconds(clock_.now() - begin)));
-  } else if (!config_.model.weights.empty()) {
-    Agreement(*checkpoint_groups_.control).together([&] {
-      const SafetensorsModel weights(files_, config_.model.weights);
-      check_all_used(config_.model, weights);
-      load_weights(*engine_, weights);
-    });
+  } else {
+    start_anew();
   }
   state_.seed = config_.run.seed;
   state_.config_hash = job_identity(config_);
   state_.data_hash = sources_->fingerprint();
   state_.mesh = engine_->mesh().sizes();
+}
+
+// The weights of a new run; engine_->initialize() has been called.
+void Trainer::start_anew() {
+  if (config_.model.weights.empty()) return;
+  Agreement(*checkpoint_groups_.control, watch_.here()).together([&] {
+    const SafetensorsModel weights(files_, config_.model.weights);
+    check_all_used(config_.model, weights);
+    load_weights(*engine_, weights);
+  });
+}
+
+void Trainer::open_metrics() {
+  if (!first_rank_) return;
+  metrics_ = std::make_unique<MetricsFile>(files_, directory_.metrics(), state_.step);
+  if (config_.observe.tensorboard)
+    tensorboard_ = std::make_unique<TensorBoardFile>(files_, clock_, directory_.tensorboard(), state_.step);
 }
 
 void Trainer::print_start(const RankPlan& plan) {
@@ -235,8 +246,8 @@ void Trainer::loop() {
     const bool last = state_.step == config_.training.steps;
     const bool evaluates = evaluator_ && (due(config_.eval.every) || last);
     // The host looks at results a step late, but for what must know them.
-    settle(last || evaluates || due(config_.checkpoint.every) ? 0 : engine_->lag());
-    if (stopped_) settle(0);
+    if (!settle(last || evaluates || due(config_.checkpoint.every) ? 0 : engine_->lag())) continue;
+    if (stopped_ && !settle(0)) continue;
     if (due(config_.checkpoint.every) || stopped_) save();
     if (evaluates && !stopped_) evaluate();
     report_saves(checkpointer_->poll(), false);
@@ -247,15 +258,14 @@ void Trainer::loop() {
 void Trainer::profile_before(Index step) {
   const std::vector<double>& steps = config_.profile.steps;
   if (steps.empty() || static_cast<double>(step) != steps[0]) return;
-  settle(0);
+  if (!settle(0)) return;
   trace_ = std::make_unique<StepTrace>(engine_->stream(), clock_, world_.rank());
 }
 
 void Trainer::profile_after(Index step) {
   const bool end = static_cast<double>(step) >= std::min(config_.profile.steps.empty() ? 0.0 : config_.profile.steps[1],
                                                          static_cast<double>(config_.training.steps));
-  if (!trace_ || !(end || stopped_)) return;
-  settle(0);
+  if (!trace_ || !(end || stopped_) || !settle(0)) return;
   const std::string path = directory_.trace(world_.rank());
   write_file_atomically(files_, path, trace_->finish());
   trace_.reset();
@@ -268,16 +278,22 @@ void Trainer::enqueue_step() {
   UnderWay step{.begin = clock_.now()};
   step.step = state_.step + 1;
   watch_.step(step.step);
+  state_.next_sample = guard_.cursor(state_.next_sample, config_.training.global_batch_size);
   const StepData& data = [&]() -> const StepData& {
     const Waiting waiting(watch_.here(), PackedText("loader"));
     return loader_->next(state_.next_sample);
   }();
+  step.data = &data;
+  step.first_sample = state_.next_sample;
+  if (before_step_) before_step_(*engine_, step.step);
+  step.limits = guard_.limits(step.step);
   step.lr = learning_rate(config_.lr_schedule, config_.optimizer.lr, config_.training.steps, step.step);
   step.wait_seconds = data.wait_seconds;
   step.valid_tokens = data.valid_tokens;
   step.tokens = state_.tokens + data.valid_tokens;
   step.stall_seconds = std::exchange(pending_stall_, 0);
-  engine_->enqueue_step(data.batches, static_cast<double>(data.valid_tokens), step.lr, watch_.stop_requested());
+  engine_->enqueue_step(data.batches, static_cast<double>(data.valid_tokens), step.lr, watch_.stop_requested(),
+                        guard_.device_limits(step.step), checks_of(step.step));
   ++state_.step;
   state_.next_sample += config_.training.global_batch_size;
   state_.tokens = step.tokens;
@@ -285,55 +301,50 @@ void Trainer::enqueue_step() {
   under_way_.push_back(step);
 }
 
-void Trainer::settle(std::size_t left) {
+bool Trainer::settle(std::size_t left) {
   while (under_way_.size() > left) {
-    const StepRecord record = record_of_oldest();
+    const std::optional<StepRecord> record = record_of_oldest();
+    if (!record) return false;
     if (!first_rank_) continue;
-    metrics_->write(record);
-    if (tensorboard_) tensorboard_->write(record);
-    progress_->step(record);
+    metrics_->write(*record);
+    if (tensorboard_) tensorboard_->write(*record);
+    progress_->step(*record);
   }
+  return true;
 }
 
-StepRecord Trainer::record_of_oldest() {
+std::optional<StepRecord> Trainer::record_of_oldest() {
   const UnderWay step = under_way_.front();
   const StepResult result = [&] {
     const Waiting waiting(watch_.here(), PackedText("device"));
     return engine_->take_result();
   }();
   under_way_.pop_front();
-  if (!result.finite && config_.guard.on_nonfinite == "abort") {
-    // Steps enqueued since have changed nothing: the device has halted updates.
-    state_.step = step.step - 1;
-    throw Error(
-        ExitCode::nonfinite,
-        format("step {}: loss {}, gradient norm {}: not finite, and guard.on_nonfinite is abort; weights are as "
-               "after step {}",
-               step.step, result.loss, result.grad_norm, step.step - 1),
-        true);
-  }
-  if (!result.finite && first_rank_)
-    log_->warn(format("step {}: loss {}, gradient norm {}: not finite, update skipped", step.step, result.loss,
-                      result.grad_norm));
-  state_.optimizer_step = result.updates;
   stopped_ = stopped_ || result.stop;
+  if (!accept(step, result)) return std::nullopt;
+  state_.optimizer_step = result.updates;
 
   const double now = clock_.now(), seconds = now - std::max(step.begin, settled_at_);
+  check_seconds_ += result.check_seconds;
+  step_seconds_ += seconds;
+  checked_steps_ += result.sums.empty() ? 0 : 1;
   settled_at_ = now;
   watch_.step_took(seconds);
-  return {.step = step.step,
-          .tokens = step.tokens,
-          .samples = step.samples,
-          .loss = result.loss,
-          .grad_norm = result.grad_norm,
-          .lr = step.lr,
-          .seconds = seconds,
-          .tokens_per_second = static_cast<double>(step.valid_tokens) / seconds,
-          .mfu = flops_ / seconds / ceiling_,
-          .mfu_full = flops_full_ / seconds / ceiling_,
-          .loader_wait_seconds = step.wait_seconds,
-          .checkpoint_stall_seconds = step.stall_seconds,
-          .skipped = step.step - result.updates};
+  return StepRecord{.step = step.step,
+                    .tokens = step.tokens,
+                    .first_sample = step.first_sample,
+                    .samples = step.samples,
+                    .loss = result.loss,
+                    .grad_norm = result.grad_norm,
+                    .lr = step.lr,
+                    .seconds = seconds,
+                    .tokens_per_second = static_cast<double>(step.valid_tokens) / seconds,
+                    .mfu = flops_ / seconds / ceiling_,
+                    .mfu_full = flops_full_ / seconds / ceiling_,
+                    .loader_wait_seconds = step.wait_seconds,
+                    .checkpoint_stall_seconds = step.stall_seconds,
+                    .skipped = step.step - result.updates,
+                    .rollbacks = guard_.state().all_rollbacks};
 }
 
 void Trainer::evaluate() {
@@ -352,6 +363,7 @@ void Trainer::save() {
   if (saved_step_ == state_.step) return;
   watch_.save();
   const Waiting waiting(watch_.here(), PackedText("writer"));
+  state_.guard = guard_.state();
   const Checkpointer::Stall stall = checkpointer_->save(state_);
   pending_stall_ = stall.total();
   saved_step_ = state_.step;
@@ -405,6 +417,7 @@ void Trainer::finish() {
     save();
     report_saves(checkpointer_->finish(), true);
   }
+  report_checks();
   if (first_rank_ && metrics_ && metrics_->dropped() > 0)
     log_->warn(format("{} lines of {} could not be written", metrics_->dropped(), directory_.metrics()));
   if (tensorboard_ && tensorboard_->dropped() > 0)

@@ -69,7 +69,7 @@ def test_tensorboard(d):
     lost = expected_events(d / "one").keys() - read_events(d / "one").keys()
     check({step for _, step in lost} == {12}, f"lost {lost}")
     # Numbers that are not finite, and a rank that is not the first.
-    run("train", job(d, "nan"), on, "guard.on_nonfinite=skip", "optimizer.lr=1000", "optimizer.weight_decay=100", "training.steps=60", "parallel.pipeline=2", ranks=2)
+    run("train", job(d, "nan"), on, "guard.on_nonfinite=skip", "guard.max_skips=1000", "optimizer.lr=1000", "optimizer.weight_decay=100", "training.steps=60", "parallel.pipeline=2", ranks=2, code=12)
     check(any(math.isnan(v) for v in check_same(d / "nan").values()), "no NaN to look at")
 
 
@@ -190,7 +190,7 @@ def test_report(d):
     check(seen["left"] == 0 and seen["log"] is True, f"buttons: {seen}")
 
     # Values that are not finite break the line.
-    run("train", job(d, "nan"), "guard.on_nonfinite=skip", "optimizer.lr=1000", "optimizer.weight_decay=100", "training.steps=60")
+    run("train", job(d, "nan"), "guard.on_nonfinite=skip", "guard.max_skips=1000", "optimizer.lr=1000", "optimizer.weight_decay=100", "training.steps=60", code=12)
     run("report", d / "nan")
     page = browse(d / "nan/report.html")
     losses = metrics(d / "nan", "loss")

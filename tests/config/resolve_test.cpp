@@ -191,10 +191,14 @@ TEST_CASE("explain prints type, range, default and meaning") {
   CHECK(explain("model.rms_norm_eps") ==
         "model.rms_norm_eps\n  epsilon of RMSNorm\n  number in [1e-30, 1]; default 1.0e-06\n  only for model.type "
         "llama\n");
-  CHECK(explain("guard") ==
-        "guard: what stops a run that goes wrong\n"
-        "guard.on_nonfinite\n"
-        "  a loss or gradient norm that is not finite: abort, or skip the update\n"
-        "  one of abort, skip; default \"abort\"\n");
+  CHECK(explain("observe") ==
+        "observe: what else a run writes for people to look at\n"
+        "observe.tensorboard\n"
+        "  write every metric to event files under tensorboard/ in the run directory\n"
+        "  true or false; default false\n");
+  CHECK_THAT(explain("guard"),
+             Catch::Matchers::Contains("guard.on_spike\n") &&
+                 Catch::Matchers::Contains("  one of abort, skip, rollback; default \"abort\"\n") &&
+                 Catch::Matchers::Contains("  one of warn, skip, rollback, abort; default \"warn\"\n"));
   CHECK_THROWS_WITH(explain("optimizer.rl"), "optimizer.rl: unknown key; did you mean 'optimizer.lr'?");
 }

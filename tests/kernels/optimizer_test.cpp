@@ -1,8 +1,9 @@
-// SquaredNorm, UpdateScalars, AdamW, split masters and FiniteCheck.
+// SquaredNorm, UpdateScalars, AdamW, split masters, FiniteCheck and Checksum.
 #include <cmath>
 #include <cstring>
 
 #include "kernels/adamw.h"
+#include "kernels/checksum.h"
 #include "kernels/finite.h"
 #include "kernels/gradient_norm.h"
 #include "kernels/split_master.h"
@@ -37,13 +38,24 @@ TEST_CASE("update_scalars: torch's clipping, bias corrections, and what is not f
     Index updates, halted;  // before
     double clip;            // NaN: none
     Index updates_after, halted_after;
+    double bad = 0, most_squared = INFINITY, most_loss = INFINITY;
+    bool halt_beyond = false;
   };
   const double nan = std::nan(""), infinity = INFINITY;
-  for (const Case& c : {Case{16, 3, 1, false, 0, 0, 1 / (4 + 1e-6), 1, 0}, Case{0.25, 3, 1, true, 6, 0, 1, 7, 0},
-                        Case{16, 3, 0, false, 999, 0, 1, 1000, 0}, Case{infinity, 3, 1, false, 4, 0, nan, 4, 0},
-                        Case{nan, 3, 0, true, 4, 0, nan, 4, 1}, Case{16, nan, 1, true, 4, 0, nan, 4, 1},
-                        Case{16, 3, 1, true, 4, 1, nan, 4, 1}}) {
-    CAPTURE(c.squared, c.loss, c.max_norm, c.halt, c.updates, c.halted);
+  for (const Case& c :
+       {Case{16, 3, 1, false, 0, 0, 1 / (4 + 1e-6), 1, 0}, Case{0.25, 3, 1, true, 6, 0, 1, 7, 0},
+        Case{16, 3, 0, false, 999, 0, 1, 1000, 0}, Case{infinity, 3, 1, false, 4, 0, nan, 4, 0},
+        Case{nan, 3, 0, true, 4, 0, nan, 4, 1}, Case{16, nan, 1, true, 4, 0, nan, 4, 1},
+        Case{16, 3, 1, true, 4, 1, nan, 4, 1},
+        // A gradient of 1e38, whose square float32 moments cannot hold; a bad weight.
+        Case{1e38, 3, 1, true, 4, 0, nan, 4, 1}, Case{-infinity, 3, 1, true, 4, 0, nan, 4, 1},
+        Case{16, 1e38, 1, true, 4, 0, nan, 4, 1}, Case{1e76, 3, 1, true, 4, 0, nan, 4, 1},
+        Case{16, 3, 1, false, 4, 0, nan, 4, 0, 1}, Case{16, 3, 1, true, 4, 0, nan, 4, 1, 2, 1, 1},
+        // Limits: at one, beyond one, and what is not finite is no spike.
+        Case{16, 3, 0, true, 4, 0, 1, 5, 0, 0, 16, 3}, Case{16, 3, 0, true, 4, 0, nan, 4, 0, 0, 15.9, 3},
+        Case{16, 3, 0, false, 4, 0, nan, 4, 1, 0, 16, 2.9, true},
+        Case{nan, 3, 0, false, 4, 0, nan, 4, 0, 0, 16, 3, true}}) {
+    CAPTURE(c.squared, c.loss, c.max_norm, c.halt, c.updates, c.halted, c.bad, c.most_squared, c.most_loss);
     for_each_run([&](OpCase& t) {
       const Tensor scalars = t.values({4}, DType::f32, {7, 7, 7, 7});
       const Tensor state = t.values({2}, DType::i64, {static_cast<double>(c.updates), static_cast<double>(c.halted)});
@@ -51,10 +63,13 @@ TEST_CASE("update_scalars: torch's clipping, bias corrections, and what is not f
                              .state = state,
                              .squared_norm = t.values({1}, DType::f64, {c.squared}),
                              .loss = t.values({1}, DType::f64, {c.loss}),
+                             .bad = t.values({1}, DType::f64, {c.bad}),
+                             .limits = t.values({2}, DType::f64, {c.most_squared, c.most_loss}),
                              .max_norm = c.max_norm,
                              .beta1 = 0.9,
                              .beta2 = 0.95,
-                             .halt = c.halt});
+                             .halt = c.halt,
+                             .halt_beyond = c.halt_beyond});
       if (!t.compare()) return;
       t.expect_equal("state", state, {static_cast<double>(c.updates_after), static_cast<double>(c.halted_after)});
       const Doubles found = to_doubles(scalars);
@@ -74,6 +89,8 @@ TEST_CASE("update_scalars: torch's clipping, bias corrections, and what is not f
                                .state = t.unset({2}, DType::i64),
                                .squared_norm = t.unset({1}, DType::f64),
                                .loss = t.unset({1}, DType::f64),
+                               .bad = t.unset({1}, DType::f64),
+                               .limits = t.unset({2}, DType::f64),
                                .max_norm = -1});
       },
       "update_scalars: max_norm -1");
@@ -111,7 +128,43 @@ TEST_CASE("finite_check sees one bad value, and none in a gap") {
         const Tensor gapped = t.normal({5, 33}, dtype, 1, 7), set = t.values({1}, DType::i32, {1});
         t.launch(FiniteCheck{.flag = set, .x = gapped});
         if (t.compare()) t.expect_equal("left", set, {1});
+        const Tensor wide = t.values({1}, DType::f64, {0});
+        t.launch(FiniteCheck{.flag = wide, .x = x, .most = 1});
+        if (t.compare()) t.expect_equal("wide flag", wide, {bad == 0 ? 0.0 : 1.0});
+        t.launch(FiniteCheck{.flag = wide, .x = x, .most = 0.5});
+        if (t.compare()) t.expect_equal("beyond", wide, {1});
       });
+}
+
+TEST_CASE("checksum: the sum by its definition, and every flipped bit changes it") {
+  for (const DType dtype : {DType::f32, DType::bf16, DType::u16}) {
+    for (const Index n : {0, 1, 63, 70001})
+      for_each_run([&](OpCase& t) {
+        const Tensor x = t.unset({n}, dtype), result = t.values({1}, DType::i64, {3});
+        const std::size_t size = size_of(dtype);
+        for (std::size_t i = 0; i < x.bytes(); ++i) x.data[i] = static_cast<std::byte>(i * 37 + i / 251);
+        t.launch(Checksum{.result = result, .x = x});
+        const auto sum_of = [&] {
+          std::uint64_t sum = 3;
+          for (Index i = 0; i < n; ++i) {
+            std::uint64_t word = 0;
+            std::memcpy(&word, x.data + static_cast<std::size_t>(i) * size, size);
+            sum += word * checksum_factor(static_cast<std::uint64_t>(i));
+          }
+          return static_cast<std::int64_t>(sum);
+        };
+        const std::int64_t expected = sum_of();
+        CHECK(*reinterpret_cast<const std::int64_t*>(result.data) == expected);
+        for (std::size_t bit = 0; bit < 8 * x.bytes(); bit += 8 * x.bytes() / 97 + 1) {
+          const auto mask = static_cast<std::byte>(1 << bit % 8);
+          x.data[bit / 8] ^= mask;
+          const Tensor other = t.values({1}, DType::i64, {3});
+          t.launch(Checksum{.result = other, .x = x});
+          CHECK(*reinterpret_cast<const std::int64_t*>(other.data) != expected);
+          x.data[bit / 8] ^= mask;
+        }
+      });
+  }
 }
 
 namespace {

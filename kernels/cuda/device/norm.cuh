@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/device/column_sums.cuh"
 #include "kernels/norm_blocks.h"
+#include "kernels/rstd.h"
 
 namespace dstrain::cuda {
 
@@ -100,7 +101,7 @@ __global__ void norm_forward_kernel(NormForwardArgs a) {
 #pragma unroll
     for (int j = 0; j < N; ++j) squares += (to_float(v.v[j]) - mean) * (to_float(v.v[j]) - mean);
   });
-  const float rstd = 1.0f / sqrtf(block_sum(squares, scratch[1]) / n + a.eps);
+  const float rstd = or_nan(1.0f / sqrtf(block_sum(squares, scratch[1]) / n + a.eps));
   if (threadIdx.x == 0) {
     a.rstd[row] = rstd;
     if constexpr (kLayer) a.mean[row] = mean;
