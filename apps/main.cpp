@@ -4,12 +4,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <new>
 #include <vector>
 
 #include "apps/commands.h"
 #include "lib/comm/launcher.h"
 #include "lib/core/build.h"
+#include "lib/core/to_error.h"
 
 namespace dstrain {
 namespace {
@@ -72,11 +72,10 @@ int main(int argc, char** argv) {
     // Threads may be left in MPI for good, in wait of a peer that is gone.
     if (e.code() == dstrain::ExitCode::lost) std::_Exit(code);
     return code;
-  } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "dstrain: out of host memory\n");
-    return static_cast<int>(dstrain::ExitCode::device);
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "dstrain: internal error: %s\n", e.what());
-    return static_cast<int>(dstrain::ExitCode::bug);
+    const dstrain::Error error = dstrain::to_error(e);
+    std::fprintf(stderr, "dstrain: %s%s\n", error.code() == dstrain::ExitCode::bug ? "internal error: " : "",
+                 error.what());
+    return static_cast<int>(error.code());
   }
 }

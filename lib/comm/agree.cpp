@@ -2,6 +2,8 @@
 
 #include <optional>
 
+#include "lib/core/to_error.h"
+
 namespace dstrain {
 
 namespace {
@@ -23,10 +25,8 @@ void Agreement::together(const std::function<void()>& work) {
   std::optional<Error> mine;
   try {
     work();
-  } catch (const Error& e) {
-    mine = e;
   } catch (const std::exception& e) {
-    mine = Error(ExitCode::bug, e.what());
+    mine = to_error(e);
   }
   const std::vector<Index> codes = all_gather(mine ? static_cast<Index>(mine->code()) : 0);
   for (int r = 0; r < size(); ++r) {

@@ -267,7 +267,14 @@ void run_threads(int ranks, const std::function<void(World&)>& body) {
     }
   };
   std::vector<std::thread> threads;
-  for (int r = 1; r < ranks; ++r) threads.emplace_back(run, r);
+  threads.reserve(static_cast<std::size_t>(ranks));
+  try {
+    for (int r = 1; r < ranks; ++r) threads.emplace_back(run, r);
+  } catch (...) {
+    hub->abort("a rank's thread could not be started");
+    for (std::thread& t : threads) t.join();
+    throw;
+  }
   run(0);
   for (std::thread& t : threads) t.join();
   if (first) std::rethrow_exception(first);

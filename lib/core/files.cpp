@@ -18,6 +18,11 @@ namespace {
 
 [[noreturn]] void fail_file(ExitCode code, const char* what, const std::string& path) {
   const int e = errno;
+  // The machine cannot run this; nothing is wrong with the file.
+  if (e == EMFILE || e == ENFILE || e == ENOMEM)
+    throw FileError(ExitCode::device,
+                    format("cannot {} {}: {}{}", what, path, std::strerror(e), e == EMFILE ? "; see ulimit -n" : ""),
+                    e);
   throw FileError(code, format("cannot {} {}: {}", what, path, std::strerror(e)), e);
 }
 

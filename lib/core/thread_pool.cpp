@@ -15,6 +15,13 @@ namespace {
 constexpr int kSpins = 4000;  // some tens of microseconds: the next loop of a step usually comes within it
 
 inline void pause() { __builtin_ia32_pause(); }
+
+void end(std::vector<std::thread>& workers, std::atomic<bool>& stop, std::atomic<std::uint32_t>& generation) {
+  stop.store(true);
+  generation.fetch_add(1);
+  generation.notify_all();
+  for (auto& w : workers) w.join();
+}
 }  // namespace
 
 int available_cores() {
@@ -29,15 +36,16 @@ int online_cores() { return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS
 
 ThreadPool::ThreadPool(int threads) {
   check(threads >= 1, "a thread pool of {} threads", threads);
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  workers_.reserve(static_cast<std::size_t>(threads) - 1);
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  } catch (...) {
+    end(workers_, stop_, generation_);
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
-  stop_.store(true);
-  generation_.fetch_add(1);
-  generation_.notify_all();
-  for (auto& w : workers_) w.join();
-}
+ThreadPool::~ThreadPool() { end(workers_, stop_, generation_); }
 
 void ThreadPool::drain() {
   for (;;) {

@@ -49,6 +49,22 @@ std::unique_ptr<Engine> make_engine(const Config& config, World& world, const Me
   }
 }
 
+void require_host_memory(const RankPlan& plan, const World& world, Device device, std::uint64_t available) {
+  std::uint64_t bytes = 0;
+  const MemoryRow* largest = nullptr;
+  for (const MemoryRow& row : plan.memory) {
+    if (device == Device::cuda && !row.host) continue;
+    bytes += row.bytes;
+    if (!largest || row.bytes > largest->bytes) largest = &row;
+  }
+  const std::uint64_t all = bytes * static_cast<std::uint64_t>(world.local_size());
+  require(all <= available, ExitCode::device,
+          "host memory is short: the plan counts {} bytes a rank, the most of them ({}) for {}, and {} rank(s) of this "
+          "host need {}; {} bytes are available",
+          bytes, largest ? largest->bytes : 0, largest ? largest->purpose : "nothing", world.local_size(), all,
+          available);
+}
+
 double peak_flops(const Config& config, Device device) {
   if (device != Device::cuda) return 0;
   struct Row {

@@ -25,6 +25,10 @@ std::unique_ptr<Engine> make_engine(const Config& config, World& world, const Me
 std::unique_ptr<Engine> make_engine(const Config& config, World& world, const Mesh& mesh, Device device, int threads,
                                     const RankPlan& plan, EngineUse use = EngineUse::training);
 
+// Throws Error{device} when the host memory that the plan counts, times the ranks of this host, is more than there is:
+// page by page it would be found out much later, by a killed process.
+void require_host_memory(const RankPlan& plan, const World& world, Device device, std::uint64_t available);
+
 // The vendor's dense peak of this thread's GPU in FLOP/s for the job's precision, by its name; 0 when the name is not
 // in the table or there is no GPU: then a measured matmul rate takes its place.
 double peak_flops(const Config& config, Device device);

@@ -6,6 +6,8 @@
 
 #include "kernels/cpu/blas.h"
 #include "lib/checkpoint/names.h"
+#include "lib/core/host_memory.h"
+#include "lib/core/to_error.h"
 #include "lib/optim/lr_schedule.h"
 #include "lib/train/ceiling.h"
 #include "lib/train/plan.h"
@@ -33,11 +35,8 @@ ExitCode Trainer::run() {
     start();
     loop();
     finish();
-  } catch (const Error& e) {
-    write_end(e);
-    throw;
   } catch (const std::exception& e) {
-    write_end(Error(ExitCode::bug, e.what()));
+    write_end(to_error(e));
     throw;
   }
   const bool early = stopped_ && state_.step < config_.training.steps;
@@ -91,7 +90,13 @@ void Trainer::start() {
   const RankPlan plan = plan_rank(config_, mesh, world_.rank(), device);
   // Before the engine takes its memory.
   peak_ = peak_flops(config_, device);
-  engine_ = make_engine(config_, world_, mesh, device, pool_threads(config_, world_), plan);
+  everyone.together([&] { require_host_memory(plan, world_, device, available_host_memory()); });
+  const auto make = [&] { engine_ = make_engine(config_, world_, mesh, device, pool_threads(config_, world_), plan); };
+  if (device == Device::cuda) {
+    make();  // collective: it makes communicators
+  } else {
+    everyone.together(make);
+  }
   engine_->stream().set_whereabouts(watch_.here());
   everyone.together([&] {
     sources_ = std::make_unique<TokenSources>(files_, config_.data.train, config_.model.vocab_size,
