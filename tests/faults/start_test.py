@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """What a launch can get wrong, clocks that lie, and watchdogs that must keep quiet.
 
-    start_test.py DSTRAIN SOURCE_DIR wrong|hung|clock|quiet [STEPS]"""
+    start_test.py DSTRAIN SOURCE_DIR wrong|hung|clock|quiet|restart [STEPS]"""
 import os
 import pathlib
-import shutil
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 
-from cluster import ENV, Failed, Job, check, check_equal, copy_run, dstrain_run, exit_file, is_alive, prepare, write_job
+from cluster import ENV, Failed, Job, check, check_equal, dstrain_run, is_alive, prepare, write_job
 
 DSTRAIN = os.path.abspath(sys.argv[1])
 
@@ -35,7 +35,10 @@ def test_wrong(d):
     done = subprocess.run([DSTRAIN, "train", path], env=dict(ENV, SLURM_STEP_ID="0", SLURM_STEP_NUM_TASKS="4"),
                           capture_output=True, text=True, timeout=30)
     check(done.returncode == 2 and "--mpi=pmix" in done.stderr, f"exit {done.returncode}\n{done.stderr}")
-    print("1, 2 and 3 ranks of a job for 4, threads under mpirun, srun without MPI: exit 2, one message each")
+    dstrain_run(DSTRAIN, "train", write_job(d, "right", 6), ranks=4)
+    dstrain_run(DSTRAIN, "train", write_job(d, "watched", 6), "debug.collectives=true", ranks=4)
+    check_equal(DSTRAIN, d / "watched", d / "right", 6)
+    print("1, 2 and 3 ranks of a job for 4, threads under mpirun, srun without MPI: exit 2, one message each; debug.collectives: the same bits")
 
 
 def test_hung(d):
@@ -105,6 +108,19 @@ def test_quiet(d):
     finally:
         job.kill_all()
     print(f"{steps} steps of 4 ranks on {os.cpu_count()} cores with a limit of 2 s, the first one 1.5 s longer: 0 alarms")
+
+
+def test_restart(d):
+    """scripts/bench/restart on a tiny job: from a rank's death to the next trained step."""
+    prepare(DSTRAIN, d)
+    path = write_job(d, "restart", 1000000, shape="parallel: { data: 2 }")
+    source = pathlib.Path(sys.argv[2]).resolve()
+    done = subprocess.run([source / "scripts/bench/restart", "--dstrain", DSTRAIN, path, "checkpoint.every=5"], env=ENV,
+                          capture_output=True, text=True, timeout=200)
+    check(done.returncode == 0, done.stdout + done.stderr)
+    print(done.stdout.strip())
+    worst = float(re.search(r"worst of \d+ ([\d.]+) s", done.stdout)[1])
+    check(worst <= 5, f"{worst} s to the next trained step")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 // What a run tells its watchdogs, the proof of a shared directory, and clocks that go wrong.
 
+#include <cerrno>
 #include <filesystem>
 
 #include "lib/train/run_watch.h"
@@ -139,4 +140,38 @@ TEST_CASE("clocks a year behind, ten years ahead and stepping back change nothin
   train("skewed", ahead);
   CHECK(numbers_of(scratch / "skewed") == numbers_of(scratch / "whole"));
   CHECK(checkpoint_tensors(scratch / "skewed", 12) == checkpoint_tensors(scratch / "whole", 12));
+}
+
+namespace {
+
+// Files on which rank 1's trace cannot be written: an error that its peers do not share.
+class NoTrace final : public Files {
+ public:
+  std::unique_ptr<File> open(const std::string& path, OpenMode mode) const override {
+    if (path.find("trace-1.json") != std::string::npos) throw FileError(ExitCode::write, path + ": no trace", EIO);
+    return system_files().open(path, mode);
+  }
+  void rename(const std::string& from, const std::string& to) const override { system_files().rename(from, to); }
+  void remove(const std::string& path) const override { system_files().remove(path); }
+  void make_directory(const std::string& path) const override { system_files().make_directory(path); }
+  void sync_directory(const std::string& path) const override { system_files().sync_directory(path); }
+  bool exists(const std::string& path) const override { return system_files().exists(path); }
+  bool is_directory(const std::string& path) const override { return system_files().is_directory(path); }
+  std::vector<std::string> list(const std::string& path) const override { return system_files().list(path); }
+  std::uint64_t available(const std::string& path) const override { return system_files().available(path); }
+};
+
+}  // namespace
+
+TEST_CASE("a rank that fails alone writes exit.json itself, and its peers leave its reason there", "[watch]") {
+  const TemporaryDirectory scratch;
+  write_tokens(scratch / "train", 40 * kLength + 1, 1);
+  write_tokens(scratch / "eval", 9 * kLength + 5, 2);
+  CHECK_THROWS_AS(train_tiny(tiny_run_yaml(tiny_models()[0].yaml, scratch / "", scratch / "run"), 3,
+                             {"parallel.data=3", "profile.steps=[2, 3]"}, NoTrace()),
+                  Error);
+  const std::string end = read_file(system_files(), scratch / "run/exit.json");
+  INFO(end);
+  CHECK(end.find("\"code\":5,") != std::string::npos);
+  CHECK(end.find("no trace") != std::string::npos);
 }
