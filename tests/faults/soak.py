@@ -75,6 +75,7 @@ class Soak:
         self.curve = {key: records(whole, key) for key in ("loss", "grad_norm", "eval_loss")}
 
     def start(self):
+        (self.run / "exit.json").unlink(missing_ok=True)  # of the start before: a kill may come before a new one
         self.job = Job(DSTRAIN, write_job(self.directory, self.run, LAP, 3), ranks=RANKS)
         self.job.find_ranks(ready=handles_signals)
         self.restarts += 1
@@ -113,6 +114,8 @@ class Soak:
         self.job.reader.join(5)
         if (self.run / "exit.json").exists():
             code = exit_file(self.run)["code"]
+            if time.monotonic() - self.full_at < 5:
+                codes = [*codes, 5]
             check(code in codes, f"exit.json {exit_file(self.run)}, expected {codes}\n{self.job.output}")
 
     # Faults. Each returns whether the job has ended.
@@ -184,7 +187,10 @@ class Soak:
         return False
 
     def full_disk(self):
-        """No byte is left for a while: saves fail, training goes on."""
+        """No byte is left for a while: saves fail, training goes on. (A start on a full disk is refused.)"""
+        self.job.open_table()
+        if self.job.table.row(0).activity in ("", "start"):
+            return False
         balloon = self.disk / "balloon"
         try:
             with open(balloon, "wb", buffering=0) as f:
@@ -218,9 +224,6 @@ class Soak:
                 time.sleep(self.rng.uniform(0.8, 3))
             if self.job.process.poll() is None:
                 fault = self.rng.choice(faults)
-                in_start = not (self.run / "metrics.jsonl").exists()
-                if fault == self.full_disk and in_start:
-                    continue
                 with contextlib.suppress(ProcessLookupError):  # it has just come to its end
                     ended = fault()
                     self.counts[fault.__name__] = self.counts.get(fault.__name__, 0) + 1
