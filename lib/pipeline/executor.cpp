@@ -13,8 +13,8 @@ void execute(const Program& program, Stage& stage, ProcessGroup& pipeline, Strea
   std::vector<Receive> receives;
   options.write = Write::overwrite;
   const std::function<void(std::size_t)> layer_done = std::exchange(options.layer_done, {});
-  const auto at = [&](int micro_batch) {
-    stream.set_place({.micro_batch = micro_batch});
+  const auto at = [&](int micro_batch, const char* phase) {
+    stream.set_place({.micro_batch = micro_batch, .phase = phase});
     return micro_batches[static_cast<std::size_t>(micro_batch)];
   };
   for (const Action& a : program.ranks.at(static_cast<std::size_t>(pipeline.rank()))) {
@@ -24,11 +24,11 @@ void execute(const Program& program, Stage& stage, ProcessGroup& pipeline, Strea
           const Index samples = micro_batches[static_cast<std::size_t>(a.micro_batch)].batch;
           options.loss = options.sample_losses.slice(0, a.micro_batch * samples, (a.micro_batch + 1) * samples);
         }
-        stage.forward(stream, a.slot, at(a.micro_batch), options);
+        stage.forward(stream, a.slot, at(a.micro_batch, "forward"), options);
         if (options.forward_done) options.forward_done();
         break;
       case Action::Kind::backward:
-        at(a.micro_batch);
+        at(a.micro_batch, "backward");
         if (a.micro_batch == program.micro_batches - 1) options.layer_done = layer_done;
         stage.backward(stream, a.slot, options);
         if (options.backward_done) options.backward_done();

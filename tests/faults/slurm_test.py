@@ -89,6 +89,7 @@ def one(bed, name, launch, whole):
     starts = 1
     if name != "timelimit":
         bed.wait(job, lambda: step_of(run) > 20, 60, "step 20")
+        bed.wait(job, lambda: f"{job}.0" in bed.call("squeue", "-s", "-h", "-o", "%i"), 30, "a step of Slurm's")
     if name == "preempt":
         high = bed.submit("--partition=high", "--ntasks=2", "--wrap", "sleep 3")
         bed.wait(high, lambda: bed.show(high, "JobState") == "COMPLETED", 120, "the end of the job that pre-empts")
