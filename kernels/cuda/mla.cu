@@ -1,0 +1,165 @@
+#include "kernels/mla.h"
+
+#include "kernels/cuda/device/dispatch.cuh"
+
+namespace dstrain {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+struct View {
+  void* data;
+  Index row, head;
+  explicit View(const Tensor& t) : data(t.data), row(t.stride(0)), head(t.rank() == 3 ? t.stride(1) : 0) {}
+  template <class T>
+  __device__ T* at(Index r, Index h) const {
+    return static_cast<T*>(data) + r * row + h * head;
+  }
+};
+
+struct Heads {
+  View q, k, kv, shared;  // or their gradients
+  const std::int32_t* positions;
+  const float* frequencies;
+  Index heads, nope, pairs;
+  float factor;
+};
+
+// A block takes a row. Cosines and sines of its pairs go to shared memory first.
+__device__ void angles(const Heads& a, Index row, float* cosines, float* sines) {
+  const float position = static_cast<float>(a.positions[row]);
+  for (Index i = threadIdx.x; i < a.pairs; i += kThreads) {
+    float sine, cosine;
+    sincosf(position * a.frequencies[i], &sine, &cosine);
+    cosines[i] = cosine * a.factor;
+    sines[i] = sine * a.factor;
+  }
+}
+
+template <class T>
+__device__ void rotate(T* pair, float cosine, float sine) {
+  const float x = cuda::to_float(pair[0]), y = cuda::to_float(pair[1]);
+  pair[0] = cuda::from_float<T>(x * cosine - y * sine);
+  pair[1] = cuda::from_float<T>(y * cosine + x * sine);
+}
+
+// Copies the first `nope` elements of every head, N at a time.
+template <class T, int N>
+__device__ void copy_heads(const View& to, const View& from, Index row, Index heads, Index nope) {
+  const Index vectors = nope / N;
+  for (Index item = threadIdx.x; item < heads * vectors; item += kThreads) {
+    const Index h = item / vectors, i = item % vectors * N;
+    cuda::store_vec<N>(to.at<T>(row, h) + i, cuda::load_vec<N>(from.at<T>(row, h) + i));
+  }
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads) forward_kernel(Heads a) {
+  extern __shared__ float table[];
+  float* const cosines = table;
+  float* const sines = table + a.pairs;
+  T* const key = reinterpret_cast<T*>(table + 2 * a.pairs);
+  const Index row = blockIdx.x;
+  angles(a, row, cosines, sines);
+  __syncthreads();
+  for (Index i = threadIdx.x; i < a.pairs; i += kThreads) {
+    const T* const from = a.shared.at<T>(row, 0) + 2 * i;
+    key[2 * i] = from[0];
+    key[2 * i + 1] = from[1];
+    rotate(key + 2 * i, cosines[i], sines[i]);
+  }
+  __syncthreads();
+  copy_heads<T, N>(a.k, a.kv, row, a.heads, a.nope);
+  for (Index item = threadIdx.x; item < a.heads * a.pairs; item += kThreads) {
+    const Index h = item / a.pairs, i = item % a.pairs;
+    rotate(a.q.at<T>(row, h) + a.nope + 2 * i, cosines[i], sines[i]);
+    T* const k = a.k.at<T>(row, h) + a.nope + 2 * i;
+    k[0] = key[2 * i];
+    k[1] = key[2 * i + 1];
+  }
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads) backward_kernel(Heads a) {
+  extern __shared__ float table[];
+  float* const cosines = table;
+  float* const sines = table + a.pairs;
+  const Index row = blockIdx.x;
+  angles(a, row, cosines, sines);
+  __syncthreads();
+  copy_heads<T, N>(a.kv, a.k, row, a.heads, a.nope);
+  for (Index item = threadIdx.x; item < a.heads * a.pairs; item += kThreads) {
+    const Index h = item / a.pairs, i = item % a.pairs;
+    rotate(a.q.at<T>(row, h) + a.nope + 2 * i, cosines[i], -sines[i]);
+  }
+  for (Index i = threadIdx.x; i < a.pairs; i += kThreads) {
+    float x = 0, y = 0;
+    for (Index h = 0; h < a.heads; ++h) {
+      const T* const k = a.k.at<T>(row, h) + a.nope + 2 * i;
+      x += cuda::to_float(k[0]);
+      y += cuda::to_float(k[1]);
+    }
+    T* const to = a.shared.at<T>(row, 0) + 2 * i;
+    to[0] = cuda::from_float<T>(x * cosines[i] + y * sines[i]);
+    to[1] = cuda::from_float<T>(y * cosines[i] - x * sines[i]);
+  }
+}
+
+// Whether the first `nope` elements of every head of both start and end at 16 bytes.
+bool wide(const Tensor& a, const Tensor& b, Index nope) {
+  const auto fits = [&](Index elements) { return static_cast<std::size_t>(elements) * size_of(a.dtype) % 16 == 0; };
+  const auto aligned = [&](const Tensor& t) {
+    return reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0 && fits(t.stride(0)) && fits(t.stride(1));
+  };
+  return fits(nope) && aligned(a) && aligned(b);
+}
+
+Heads heads_of(const Tensor& q, const Tensor& k, const Tensor& kv, const Tensor& shared, const Tensor& positions,
+               const Tensor& frequencies, float factor) {
+  check(shared.dim(1) <= 2048, "mla_heads: {} elements carry the position", shared.dim(1));
+  return {.q = View(q),
+          .k = View(k),
+          .kv = View(kv),
+          .shared = View(shared),
+          .positions = positions.as<std::int32_t>(),
+          .frequencies = frequencies.as<float>(),
+          .heads = q.dim(1),
+          .nope = q.dim(2) - shared.dim(1),
+          .pairs = shared.dim(1) / 2,
+          .factor = factor};
+}
+
+}  // namespace
+
+void run(Cuda, Stream& stream, const MlaHeads& op) {
+  const Index rows = op.q.dim(0);
+  if (rows == 0) return;
+  const Heads a = heads_of(op.q, op.k, op.kv, op.shared, op.positions, op.inverse_frequencies, op.attention_factor);
+  cuda::dispatch_float(op.q.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const std::size_t shared = static_cast<std::size_t>(a.pairs) * (2 * sizeof(float) + 2 * sizeof(T));
+    if (wide(op.k, op.kv, a.nope))
+      forward_kernel<T, 16 / sizeof(T)><<<cuda::grid(rows), kThreads, shared, cuda::stream_of(stream)>>>(a);
+    else
+      forward_kernel<T, 1><<<cuda::grid(rows), kThreads, shared, cuda::stream_of(stream)>>>(a);
+  });
+  cuda::check_launch("mla_heads");
+}
+
+void run(Cuda, Stream& stream, const MlaHeadsGradient& op) {
+  const Index rows = op.dq.dim(0);
+  if (rows == 0) return;
+  const Heads a = heads_of(op.dq, op.dk, op.dkv, op.dshared, op.positions, op.inverse_frequencies, op.attention_factor);
+  cuda::dispatch_float(op.dq.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const std::size_t shared = static_cast<std::size_t>(a.pairs) * 2 * sizeof(float);
+    if (wide(op.dk, op.dkv, a.nope))
+      backward_kernel<T, 16 / sizeof(T)><<<cuda::grid(rows), kThreads, shared, cuda::stream_of(stream)>>>(a);
+    else
+      backward_kernel<T, 1><<<cuda::grid(rows), kThreads, shared, cuda::stream_of(stream)>>>(a);
+  });
+  cuda::check_launch("mla_heads_gradient");
+}
+
+}  // namespace dstrain

@@ -1,0 +1,324 @@
+// Grouped matmuls, what lies between them, and the heads of latent attention.
+#include <cmath>
+#include <numeric>
+
+#include "kernels/experts.h"
+#include "kernels/grouped_matmul.h"
+#include "kernels/mla.h"
+#include "tests/kernels/op_case.h"
+
+using namespace dstrain;
+using namespace dstrain::test;
+
+namespace {
+
+struct Groups {
+  std::vector<Index> sizes;
+  Index rows() const { return std::accumulate(sizes.begin(), sizes.end(), Index{0}); }
+  Index count() const { return static_cast<Index>(sizes.size()); }
+  Doubles offsets() const {
+    Doubles o{0};
+    for (const Index n : sizes) o.push_back(o.back() + static_cast<double>(n));
+    return o;
+  }
+  Index group_of(Index row) const {
+    Index g = 0;
+    while (row >= sizes[static_cast<std::size_t>(g)]) row -= sizes[static_cast<std::size_t>(g++)];
+    return g;
+  }
+};
+
+void check_product(const Groups& groups, Index n, Index k, DType dtype, bool transpose_b, bool gather, Index gap) {
+  CAPTURE(groups.rows(), groups.count(), n, k, name_of(dtype), transpose_b, gather, gap);
+  for_each_run([&](OpCase& t) {
+    const Index rows = groups.rows(), sources = gather ? 17 : rows;
+    const Tensor a = t.normal({sources, k}, dtype, 1, gap), c = t.unset({rows, n}, dtype, gap);
+    const Tensor b = transpose_b ? t.normal({groups.count() * n, k}, dtype, 1, gap)
+                                 : t.normal({groups.count() * k, n}, dtype, 1, gap);
+    const Tensor offsets = t.values({groups.count() + 1}, DType::i32, groups.offsets());
+    const Tensor rows_of = gather ? t.integers({rows}, DType::i32, 0, sources) : Tensor{};
+    t.launch(GroupedMatmul{.c = c, .a = a, .b = b, .offsets = offsets, .rows_of = rows_of, .transpose_b = transpose_b});
+    if (!t.compare()) return;
+    const Doubles x = to_doubles(a), y = to_doubles(b);
+    Doubles expected, bound;
+    for (Index p = 0; p < rows; ++p) {
+      const Index row = gather ? rows_of.as<std::int32_t>()[p] : p, g = groups.group_of(p);
+      for (Index j = 0; j < n; ++j) {
+        double sum = 0, size = 0;
+        for (Index i = 0; i < k; ++i) {
+          const double term = x[static_cast<std::size_t>(row * k + i)] *
+                              y[static_cast<std::size_t>(transpose_b ? (g * n + j) * k + i : (g * k + i) * n + j)];
+          sum += term;
+          size += std::fabs(term);
+        }
+        expected.push_back(sum);
+        bound.push_back(static_cast<double>(k + 1) * kUnit * size + 1.01 * unit_of(dtype) * std::fabs(sum));
+      }
+    }
+    t.expect("c", c, expected, bound);
+  });
+}
+
+void check_group_gradient(const Groups& groups, Index m, Index n, DType dtype, Write write, int gathers) {
+  CAPTURE(groups.rows(), groups.count(), m, n, name_of(dtype), static_cast<int>(write), gathers);
+  for_each_run([&](OpCase& t) {
+    const Index rows = groups.rows(), sources = 17;
+    const bool gather_a = gathers == 1, gather_b = gathers == 2;
+    const Tensor a = t.normal({gather_a ? sources : rows, m}, dtype),
+                 b = t.normal({gather_b ? sources : rows, n}, dtype);
+    const Tensor c = t.normal({groups.count() * m, n}, DType::f32);
+    const Doubles before = to_doubles(c);
+    const Tensor offsets = t.values({groups.count() + 1}, DType::i32, groups.offsets());
+    const Tensor rows_of = t.integers({rows}, DType::i32, 0, sources);
+    t.launch(GroupedGradient{.c = c,
+                             .a = a,
+                             .b = b,
+                             .offsets = offsets,
+                             .a_rows_of = gather_a ? rows_of : Tensor{},
+                             .b_rows_of = gather_b ? rows_of : Tensor{},
+                             .rows = rows,
+                             .write = write});
+    if (!t.compare()) return;
+    const Doubles x = to_doubles(a), y = to_doubles(b);
+    Doubles expected(before.size(), 0.0), size(before.size(), 0.0), bound;
+    if (write == Write::accumulate) expected = before;
+    for (std::size_t i = 0; i < expected.size(); ++i) size[i] = std::fabs(expected[i]);
+    for (Index p = 0; p < rows; ++p) {
+      const Index at = rows_of.as<std::int32_t>()[p], g = groups.group_of(p);
+      for (Index i = 0; i < m; ++i)
+        for (Index j = 0; j < n; ++j) {
+          const double term = x[static_cast<std::size_t>((gather_a ? at : p) * m + i)] *
+                              y[static_cast<std::size_t>((gather_b ? at : p) * n + j)];
+          expected[static_cast<std::size_t>((g * m + i) * n + j)] += term;
+          size[static_cast<std::size_t>((g * m + i) * n + j)] += std::fabs(term);
+        }
+    }
+    for (const double s : size) bound.push_back(static_cast<double>(rows + 1) * kUnit * s);
+    t.expect("c", c, expected, bound);
+  });
+}
+
+}  // namespace
+
+TEST_CASE("grouped_matmul") {
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const bool transpose_b : {false, true})
+      for (const bool gather : {false, true}) {
+        check_product({{3, 0, 5, 1}}, 7, 9, dtype, transpose_b, gather, 3);
+        check_product({{0, 0, 300}}, 24, 40, dtype, transpose_b, gather, 0);  // all to one
+        check_product({{129, 1, 0, 64}}, 136, 72, dtype, transpose_b, gather, 8);
+        check_product({{2}}, 1, 1, dtype, transpose_b, gather, 0);
+        check_product({{0, 0}}, 8, 8, dtype, transpose_b, gather, 0);
+      }
+  check_product({std::vector<Index>(70, 3)}, 16, 16, DType::bf16, true, true, 0);
+}
+
+TEST_CASE("grouped_gradient") {
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const Write write : {Write::overwrite, Write::accumulate})
+      for (const int gathers : {0, 1, 2}) {
+        check_group_gradient({{3, 0, 5, 1}}, 7, 9, dtype, write, gathers);
+        check_group_gradient({{0, 200, 0}}, 24, 40, dtype, write, gathers);
+        check_group_gradient({{65, 1}}, 136, 144, dtype, write, gathers);
+        check_group_gradient({{0}}, 8, 8, dtype, write, gathers);
+      }
+}
+
+namespace {
+
+void check_sum(Index rows, Index top, Index columns, DType dtype, bool weighted, bool started, Index gap) {
+  CAPTURE(rows, top, columns, name_of(dtype), weighted, started, gap);
+  for_each_run([&](OpCase& t) {
+    const Tensor x = t.normal({rows * top, columns}, dtype), y = t.normal({rows, columns}, dtype, 1, gap);
+    const Tensor weights = weighted ? t.normal({rows, top}, DType::f32) : Tensor{};
+    Doubles order;
+    for (Index c = 0; c < rows * top; ++c) order.push_back(static_cast<double>(rows * top - 1 - c));
+    const Tensor place = t.values({rows, top}, DType::i32, order);
+    const Doubles before = to_doubles(y);
+    t.launch(ExpertSum{.y = y, .x = x, .place = place, .weights = weights, .start = started ? y : Tensor{}});
+    if (!t.compare()) return;
+    const Doubles v = to_doubles(x);
+    Doubles expected, bound;
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = 0; c < columns; ++c) {
+        double sum = started ? before[static_cast<std::size_t>(r * columns + c)] : 0, size = std::fabs(sum);
+        for (Index k = 0; k < top; ++k) {
+          const Index at = rows * top - 1 - (r * top + k);
+          const double term = v[static_cast<std::size_t>(at * columns + c)] *
+                              (weighted ? static_cast<double>(weights.as<float>()[r * top + k]) : 1.0);
+          sum += term;
+          size += std::fabs(term);
+        }
+        expected.push_back(sum);
+        bound.push_back(static_cast<double>(top + 1) * kUnit * size + 1.01 * unit_of(dtype) * std::fabs(sum));
+      }
+    t.expect("y", y, expected, bound);
+  });
+}
+
+}  // namespace
+
+TEST_CASE("expert_sum") {
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const bool weighted : {false, true})
+      for (const bool started : {false, true}) {
+        check_sum(5, 3, 7, dtype, weighted, started, 2);
+        check_sum(9, 2, 520, dtype, weighted, started, 8);
+        check_sum(0, 2, 8, dtype, weighted, started, 0);
+      }
+}
+
+TEST_CASE("expert_activation_gradient") {
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const auto& [rows, top, columns] : {std::array<Index, 3>{3, 2, 5}, {4, 3, 1024}, {0, 2, 8}}) {
+      CAPTURE(rows, top, columns, name_of(dtype));
+      for_each_run([&, rows = rows, top = top, columns = columns](OpCase& t) {
+        const Index places = rows * top;
+        const Tensor gate_up = t.normal({places, 2 * columns}, dtype), d = t.normal({places, columns}, dtype);
+        const Tensor weights = t.normal({rows, top}, DType::f32), dweights = t.unset({rows, top}, DType::f32);
+        Doubles order;
+        for (Index p = 0; p < places; ++p) order.push_back(static_cast<double>(places - 1 - p));
+        const Tensor choice_at = t.values({places}, DType::i32, order);
+        const Doubles v = to_doubles(gate_up), e = to_doubles(d), w = to_doubles(weights);
+        t.launch(ExpertActivationGradient{.dgate_up = gate_up,
+                                          .weighted = d,
+                                          .dweights = dweights,
+                                          .d = d,
+                                          .gate_up = gate_up,
+                                          .weights = weights,
+                                          .choice_at = choice_at});
+        if (!t.compare()) return;
+        const auto n = static_cast<std::size_t>(columns);
+        Doubles dg(v.size()), dg_bound(v.size()), out(e.size()), out_bound(e.size()), dw(w.size()), dw_bound(w.size());
+        for (std::size_t p = 0; p < static_cast<std::size_t>(places); ++p) {
+          const std::size_t choice = static_cast<std::size_t>(places) - 1 - p;
+          double size = 0;
+          for (std::size_t c = 0; c < n; ++c) {
+            const double g = v[p * 2 * n + c], u = v[p * 2 * n + n + c], y = e[p * n + c];
+            const double s = 1 / (1 + std::exp(-g)), a = g * s * u, unit = 16 * kUnit * (1 + std::fabs(g));
+            dw[choice] += y * a;
+            size += std::fabs(y * a) * (1 + std::fabs(g));
+            dg[p * 2 * n + c] = w[choice] * y * u * s * (1 + g * (1 - s));
+            dg[p * 2 * n + n + c] = w[choice] * y * g * s;
+            out[p * n + c] = w[choice] * a;
+            dg_bound[p * 2 * n + c] = unit * std::fabs(w[choice] * y * u) * (1 + std::fabs(g)) +
+                                      1.01 * unit_of(dtype) * std::fabs(dg[p * 2 * n + c]);
+            dg_bound[p * 2 * n + n + c] = (unit + 1.01 * unit_of(dtype)) * std::fabs(dg[p * 2 * n + n + c]);
+            out_bound[p * n + c] = (unit + 1.01 * unit_of(dtype)) * std::fabs(out[p * n + c]);
+          }
+          dw_bound[choice] = (16 + static_cast<double>(columns)) * kUnit * size;
+        }
+        t.expect("dgate_up", gate_up, dg, dg_bound);
+        t.expect("weighted", d, out, out_bound);
+        t.expect("dweights", dweights, dw, dw_bound);
+      });
+    }
+}
+
+namespace {
+
+struct MlaSizes {
+  Index rows, heads, nope, rope, value;
+};
+
+// Sine and cosine of the f32 product; the factor, two products and a sum lose 5 u more.
+void check_heads(const MlaSizes& s, DType dtype, float factor) {
+  CAPTURE(s.rows, s.heads, s.nope, s.rope, s.value, name_of(dtype), factor);
+  const Index query = s.nope + s.rope, pairs = s.rope / 2;
+  for_each_run([&](OpCase& t) {
+    const Tensor q = t.normal({s.rows, s.heads, query}, dtype), k = t.unset({s.rows, s.heads, query}, dtype);
+    const Tensor kv = t.normal({s.rows, s.heads, s.nope + s.value}, dtype, 1, 8);
+    const Tensor shared = t.normal({s.rows, s.rope}, dtype, 1, 5);
+    const Tensor positions = t.integers({s.rows}, DType::i32, 0, 100000);
+    const Tensor frequencies =
+        t.values({pairs}, DType::f32, generate(static_cast<std::size_t>(pairs), [&](std::size_t i) {
+                   return std::pow(10000.0, -static_cast<double>(i) / static_cast<double>(pairs));
+                 }));
+    const Doubles q0 = to_doubles(q), kv0 = to_doubles(kv), shared0 = to_doubles(shared);
+    t.launch(MlaHeads{.q = q,
+                      .k = k,
+                      .kv = kv,
+                      .shared = shared,
+                      .positions = positions,
+                      .inverse_frequencies = frequencies,
+                      .attention_factor = factor});
+    // The gradient of the same shapes: q stands for dq, k for dk.
+    const Tensor dq = t.normal({s.rows, s.heads, query}, dtype), dk = t.normal({s.rows, s.heads, query}, dtype);
+    const Tensor dkv = t.normal({s.rows, s.heads, s.nope + s.value}, dtype),
+                 dshared = t.unset({s.rows, s.rope}, dtype, 3);
+    const Doubles dq0 = to_doubles(dq), dk0 = to_doubles(dk), dkv0 = to_doubles(dkv);
+    t.launch(MlaHeadsGradient{.dq = dq,
+                              .dkv = dkv,
+                              .dshared = dshared,
+                              .dk = dk,
+                              .positions = positions,
+                              .inverse_frequencies = frequencies,
+                              .attention_factor = factor});
+    if (!t.compare()) return;
+    Doubles eq = q0, ek(q0.size()), edq = dq0, edkv = dkv0, eds(shared0.size(), 0.0);
+    Doubles bq(eq.size(), 0.0), bk(ek.size(), 0.0), bdq(eq.size(), 0.0), bds(eds.size(), 0.0);
+    const double u = unit_of(dtype) * 1.01;
+    for (Index r = 0; r < s.rows; ++r)
+      for (Index h = 0; h < s.heads; ++h) {
+        const auto at = [&](Index i) { return static_cast<std::size_t>((r * s.heads + h) * query + i); };
+        const auto kv_at = [&](Index i) {
+          return static_cast<std::size_t>((r * s.heads + h) * (s.nope + s.value) + i);
+        };
+        for (Index i = 0; i < s.nope; ++i) {
+          ek[at(i)] = kv0[kv_at(i)];
+          edkv[kv_at(i)] = dk0[at(i)];
+        }
+        for (Index i = 0; i < pairs; ++i) {
+          const float angle = static_cast<float>(positions.as<std::int32_t>()[r]) * frequencies.as<float>()[i];
+          const double c = std::cos(static_cast<double>(angle)) * static_cast<double>(factor),
+                       n = std::sin(static_cast<double>(angle)) * static_cast<double>(factor);
+          const std::size_t x = at(s.nope + 2 * i), y = x + 1;
+          const auto sx = static_cast<std::size_t>(r * s.rope + 2 * i), sy = sx + 1;
+          const auto turn = [&](double a, double b, double sine, double& first, double& second, double& error) {
+            first = a * c - b * sine;
+            second = b * c + a * sine;
+            error = 8 * kUnit * (std::fabs(a) + std::fabs(b)) * static_cast<double>(factor);
+          };
+          double error = 0;
+          turn(q0[x], q0[y], n, eq[x], eq[y], error);
+          bq[x] = error + u * std::fabs(eq[x]), bq[y] = error + u * std::fabs(eq[y]);
+          turn(shared0[sx], shared0[sy], n, ek[x], ek[y], error);
+          bk[x] = error + u * std::fabs(ek[x]), bk[y] = error + u * std::fabs(ek[y]);
+          turn(dq0[x], dq0[y], -n, edq[x], edq[y], error);
+          bdq[x] = error + u * std::fabs(edq[x]), bdq[y] = error + u * std::fabs(edq[y]);
+          double first = 0, second = 0;
+          turn(dk0[x], dk0[y], -n, first, second, error);
+          eds[sx] += first;
+          eds[sy] += second;
+          bds[sx] += error * static_cast<double>(s.heads);
+          bds[sy] += error * static_cast<double>(s.heads);
+        }
+      }
+    for (std::size_t i = 0; i < eds.size(); ++i) bds[i] += u * std::fabs(eds[i]);
+    t.expect("q", q, eq, bq);
+    t.expect("k", k, ek, bk);
+    t.expect("dq", dq, edq, bdq);
+    t.expect_equal("dkv", dkv, edkv);
+    t.expect("dshared", dshared, eds, bds);
+  });
+}
+
+}  // namespace
+
+TEST_CASE("mla_heads and its gradient") {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    check_heads({5, 3, 6, 4, 5}, dtype, 1);
+    check_heads({3, 2, 128, 64, 128}, dtype, 1.25f);
+    check_heads({2, 1, 1, 2, 1}, dtype, 1);
+    check_heads({2, 1, 4, 300, 3}, dtype, 1);
+    check_heads({0, 2, 4, 2, 4}, dtype, 1);
+  }
+}
+
+TEST_CASE("grouped_matmul: what it rejects") {
+  OpCase t(1, true);
+  const Tensor a = t.normal({4, 3}, DType::f32), b = t.normal({6, 3}, DType::f32), c = t.unset({4, 2}, DType::f32),
+               offsets = t.values({3}, DType::i32, {0, 2, 4});
+  check_rejects([&] { t.launch(GroupedMatmul{.c = c, .a = a, .b = b, .offsets = offsets, .transpose_b = true}); },
+                "grouped_matmul: b");
+}
