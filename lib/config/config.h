@@ -21,7 +21,7 @@ struct RunConfig {
 struct ModelConfig {
   std::string from;            // path of a config.json; then the keys below come from it and those given here override
   std::string weights;         // safetensors file or directory: initial weights of a run
-  std::string type = "llama";  // llama, gpt2
+  std::string type = "llama";  // llama, gpt2, deepseek_v2, deepseek_v3
   std::int64_t vocab_size = 0;
   std::int64_t hidden_size = 0;
   std::int64_t num_hidden_layers = 0;
@@ -30,17 +30,44 @@ struct ModelConfig {
   std::int64_t head_dim = 0;             // 0: hidden_size / num_attention_heads
   std::int64_t intermediate_size = 0;    // gpt2: 0 means 4 * hidden_size
   std::int64_t max_position_embeddings = 2048;
-  double rms_norm_eps = 1e-6;        // llama
+  double rms_norm_eps = 1e-6;        // llama, deepseek
   double layer_norm_epsilon = 1e-5;  // gpt2
-  double rope_theta = 10000.0;       // llama
+  double rope_theta = 10000.0;       // llama, deepseek
   std::string hidden_act;            // "": silu for llama, gelu_new for gpt2
   bool tie_word_embeddings = false;
-  bool attention_bias = false;  // llama
+  bool attention_bias = false;  // llama, deepseek
   bool mlp_bias = false;        // llama
   double initializer_range = 0.02;
   double resid_pdrop = 0.0;  // gpt2
   double embd_pdrop = 0.0;   // gpt2
   double attn_pdrop = 0.0;   // gpt2
+  // deepseek_v2 and deepseek_v3
+  std::int64_t q_lora_rank = 0;  // 0: queries straight from the hidden state
+  std::int64_t kv_lora_rank = 0;
+  std::int64_t qk_nope_head_dim = 128;
+  std::int64_t qk_rope_head_dim = 64;
+  std::int64_t v_head_dim = 128;
+  std::int64_t first_k_dense_replace = 1;
+  std::int64_t moe_intermediate_size = 0;
+  std::int64_t n_routed_experts = 0;
+  std::int64_t n_shared_experts = 1;
+  std::int64_t num_experts_per_tok = 0;
+  std::int64_t n_group = 1;
+  std::int64_t topk_group = 1;
+  bool norm_topk_prob = true;          // deepseek_v3
+  std::string topk_method = "greedy";  // deepseek_v2: greedy, group_limited_greedy
+  double routed_scaling_factor = 1.0;
+  std::string rope_type = "default";  // default, yarn
+  double rope_factor = 1.0;
+  std::int64_t rope_original_max_position_embeddings = 0;  // 0: max_position_embeddings
+  double rope_beta_fast = 32.0;
+  double rope_beta_slow = 1.0;
+  double rope_mscale = 0.0;          // 0: not given
+  double rope_mscale_all_dim = 0.0;  // 0: not given
+  // Not a key: what a config.json asks for and this version leaves out, to be shown.
+  std::vector<std::string> notes = {};
+
+  bool deepseek() const { return type == "deepseek_v2" || type == "deepseek_v3"; }
 };
 
 struct DataSource {
@@ -117,6 +144,11 @@ struct EvalConfig {
   std::int64_t samples = 0;  // 0: the whole held-out set
 };
 
+struct MoeConfig {
+  double bias_update_rate = 0.001;  // deepseek_v3
+  double balance_loss_alpha = 0.0001;
+};
+
 struct GuardConfig {
   std::string on_nonfinite = "abort";  // abort, skip, rollback
   std::string on_spike = "warn";       // warn, skip, rollback, abort
@@ -151,6 +183,7 @@ struct Config {
   DataConfig data;
   TrainingConfig training;
   ParallelConfig parallel;
+  MoeConfig moe;
   OptimizerConfig optimizer;
   LrScheduleConfig lr_schedule;
   PrecisionConfig precision;

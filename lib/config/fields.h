@@ -23,11 +23,26 @@ struct Key {
   bool open_min = false;  // the bound itself is excluded
   bool open_max = false;
   std::vector<std::string_view> choices = {};
-  const char* only = "";        // why the range or the choices are so narrow
-  const char* model_type = "";  // the only model.type for which the key has a meaning; "": all
-  std::size_t count = 0;        // exact length of a list; 0: any
-  bool may_be_empty = false;    // or no element at all
+  const char* only = "";  // why the range or the choices are so narrow
+  // The model.types, apart by ", ", for which the key has a meaning; "": all.
+  const char* model_type = "";
+  std::size_t count = 0;      // exact length of a list; 0: any
+  bool may_be_empty = false;  // or no element at all
 };
+
+// Whether the key has a meaning for a model of this type.
+inline bool has_meaning(const Key& key, std::string_view type) {
+  std::string_view list = key.model_type;
+  if (list.empty()) return true;
+  while (true) {
+    const std::size_t end = list.find(", ");
+    if (list.substr(0, end) == type) return true;
+    if (end == std::string_view::npos) return false;
+    list.remove_prefix(end + 2);
+  }
+}
+constexpr const char* kDeepseek = "deepseek_v2, deepseek_v3";
+constexpr const char* kLlamaDeepseek = "llama, deepseek_v2, deepseek_v3";
 
 // The numbers of an entry of data.train or data.eval.
 inline const Key kSourceWeight{.name = "weight", .help = "share of the samples", .min = 1e-6, .max = 1e6};
@@ -40,7 +55,6 @@ struct AbsentKey {
 };
 inline constexpr AbsentKey kAbsentKeys[] = {
     {"optimizer.shard", "sharded optimizer state"},
-    {"moe", "mixture of experts"},
 };
 
 template <class C, class V>
@@ -72,7 +86,8 @@ void visit_fields(C& c, V& v) {
               .help = "a safetensors file, or a directory with model.safetensors or its index: the weights that a new "
                       "run starts from"},
           c.model.weights);
-  v.field(Key{.name = "type", .help = "architecture", .choices = {"llama", "gpt2"}}, c.model.type);
+  v.field(Key{.name = "type", .help = "architecture", .choices = {"llama", "gpt2", "deepseek_v2", "deepseek_v3"}},
+          c.model.type);
   v.field(Key{.name = "vocab_size", .help = "tokens in the vocabulary", .required = true, .min = 1, .max = kBig},
           c.model.vocab_size);
   v.field(
@@ -101,21 +116,25 @@ void visit_fields(C& c, V& v) {
           c.model.intermediate_size);
   v.field(Key{.name = "max_position_embeddings", .help = "longest sequence, in tokens", .min = 1, .max = kBig},
           c.model.max_position_embeddings);
-  v.field(Key{.name = "rms_norm_eps", .help = "epsilon of RMSNorm", .min = 1e-30, .max = 1, .model_type = "llama"},
-          c.model.rms_norm_eps);
+  v.field(
+      Key{.name = "rms_norm_eps", .help = "epsilon of RMSNorm", .min = 1e-30, .max = 1, .model_type = kLlamaDeepseek},
+      c.model.rms_norm_eps);
   v.field(
       Key{.name = "layer_norm_epsilon", .help = "epsilon of LayerNorm", .min = 1e-30, .max = 1, .model_type = "gpt2"},
       c.model.layer_norm_epsilon);
-  v.field(
-      Key{.name = "rope_theta", .help = "base of the rotary embedding", .min = 1, .max = 1e12, .model_type = "llama"},
-      c.model.rope_theta);
+  v.field(Key{.name = "rope_theta",
+              .help = "base of the rotary embedding",
+              .min = 1,
+              .max = 1e12,
+              .model_type = kLlamaDeepseek},
+          c.model.rope_theta);
   v.field(Key{.name = "hidden_act",
               .help = "activation of the MLP; default silu for llama, gelu_new for gpt2",
               .choices = {"silu", "gelu_new", "gelu_pytorch_tanh", "gelu"}},
           c.model.hidden_act);
   v.field(Key{.name = "tie_word_embeddings", .help = "the head shares the embedding's weight; default true for gpt2"},
           c.model.tie_word_embeddings);
-  v.field(Key{.name = "attention_bias", .help = "biases in the attention's linears", .model_type = "llama"},
+  v.field(Key{.name = "attention_bias", .help = "biases in the attention's linears", .model_type = kLlamaDeepseek},
           c.model.attention_bias);
   v.field(Key{.name = "mlp_bias", .help = "biases in the MLP's linears", .model_type = "llama"}, c.model.mlp_bias);
   v.field(Key{.name = "initializer_range", .help = "standard deviation of initial weights", .min = 0, .max = 10},
@@ -134,6 +153,50 @@ void visit_fields(C& c, V& v) {
               .max = 0.99,
               .model_type = "gpt2"},
           c.model.attn_pdrop);
+
+  const auto deepseek = [&](const char* name, const char* help, auto& value, double min, double max) {
+    v.field(Key{.name = name, .help = help, .min = min, .max = max, .model_type = kDeepseek}, value);
+  };
+  deepseek("q_lora_rank", "width of the queries' latent vector; 0: none", c.model.q_lora_rank, 0, 1048576);
+  deepseek("kv_lora_rank", "width of the latent vector of keys and values", c.model.kv_lora_rank, 0, 1048576);
+  deepseek("qk_nope_head_dim", "width of a query's and key's head without position", c.model.qk_nope_head_dim, 1, 255);
+  deepseek("qk_rope_head_dim", "width of it that carries the position", c.model.qk_rope_head_dim, 2, 254);
+  deepseek("v_head_dim", "width of a value's head", c.model.v_head_dim, 1, 256);
+  deepseek("first_k_dense_replace", "layers at the start with an MLP instead of experts", c.model.first_k_dense_replace,
+           0, 10000);
+  deepseek("moe_intermediate_size", "width of an expert", c.model.moe_intermediate_size, 0, 4194304);
+  deepseek("n_routed_experts", "experts that the router chooses from", c.model.n_routed_experts, 0, 1024);
+  deepseek("n_shared_experts", "experts that see every token, as one of their width together", c.model.n_shared_experts,
+           0, 1024);
+  deepseek("num_experts_per_tok", "experts that a token goes to", c.model.num_experts_per_tok, 0, 1024);
+  deepseek("n_group", "groups of experts", c.model.n_group, 1, 1024);
+  deepseek("topk_group", "groups whose experts a token may go to", c.model.topk_group, 1, 1024);
+  v.field(Key{.name = "norm_topk_prob",
+              .help = "the weights of a token's experts sum to routed_scaling_factor",
+              .model_type = "deepseek_v3"},
+          c.model.norm_topk_prob);
+  v.field(Key{.name = "topk_method",
+              .help = "greedy: among all experts; group_limited_greedy: in the topk_group best groups",
+              .choices = {"greedy", "group_limited_greedy"},
+              .model_type = "deepseek_v2"},
+          c.model.topk_method);
+  deepseek("routed_scaling_factor", "factor of the experts' weights", c.model.routed_scaling_factor, 0, 1e6);
+  v.field(Key{.name = "rope_type",
+              .help = "how the rotary embedding reaches past its original length",
+              .choices = {"default", "yarn"},
+              .model_type = kDeepseek},
+          c.model.rope_type);
+  deepseek("rope_factor", "yarn: by how much longer", c.model.rope_factor, 1, 1e6);
+  deepseek("rope_original_max_position_embeddings", "yarn: the original length; 0: max_position_embeddings",
+           c.model.rope_original_max_position_embeddings, 0, kBig);
+  deepseek("rope_beta_fast", "yarn: turns over the original length from which a pair stays as it is",
+           c.model.rope_beta_fast, 1e-6, 1e6);
+  deepseek("rope_beta_slow", "yarn: turns up to which a pair is slowed by the whole factor", c.model.rope_beta_slow,
+           1e-6, 1e6);
+  deepseek("rope_mscale", "yarn: scale of sines and cosines, over that of rope_mscale_all_dim; 0: not given",
+           c.model.rope_mscale, 0, 1e3);
+  deepseek("rope_mscale_all_dim", "yarn: scale of the attention's scores; 0: not given", c.model.rope_mscale_all_dim, 0,
+           1e3);
 
   v.section("data", "tokenizer and token files; paths are relative to where dstrain starts");
   v.field(Key{.name = "tokenizer", .help = "tokenizer.json; its hash must match the token files"}, c.data.tokenizer);
@@ -177,6 +240,20 @@ void visit_fields(C& c, V& v) {
           c.parallel.schedule);
   v.field(Key{.name = "bucket_bytes", .help = "bytes of a gradient bucket", .min = 4096, .max = 1099511627776.0},
           c.parallel.bucket_bytes);
+
+  v.section("moe", "training of a mixture of experts");
+  v.field(Key{.name = "bias_update_rate",
+              .help = "step of each expert's balancing bias, once an optimizer step; 0: biases stay",
+              .min = 0,
+              .max = 1,
+              .model_type = "deepseek_v3"},
+          c.moe.bias_update_rate);
+  v.field(Key{.name = "balance_loss_alpha",
+              .help = "weight of the sequence-wise balance loss; 0: none",
+              .min = 0,
+              .max = 1e3,
+              .model_type = kDeepseek},
+          c.moe.balance_loss_alpha);
 
   v.section("optimizer", "the update");
   v.field(Key{.name = "type", .help = "update rule", .choices = {"adamw"}}, c.optimizer.type);

@@ -97,6 +97,20 @@ const std::vector<Fixed>& fixed_keys() {
       {"llama", "pretraining_tp", {"1"}},
       {"llama", "attention_dropout", {"0", "0.0"}},
       {"llama", "partial_rotary_factor", {"1", "1.0"}},
+      {"deepseek_v3", "architectures", {"null", R"(["DeepseekV3ForCausalLM"])"}},
+      {"deepseek_v3", "scoring_func", {R"("sigmoid")"}},
+      {"deepseek_v3", "topk_method", {R"("noaux_tc")"}},
+      {"deepseek_v3", "rope_interleave", {"true"}},
+      {"deepseek_v3", "attention_dropout", {"0", "0.0"}},
+      {"deepseek_v3", "moe_layer_freq", {"1"}},
+      {"deepseek_v3", "pretraining_tp", {"1"}},
+      {"deepseek_v2", "architectures", {"null", R"(["DeepseekV2ForCausalLM"])"}},
+      {"deepseek_v2", "scoring_func", {R"("softmax")"}},
+      {"deepseek_v2", "norm_topk_prob", {"false"}},
+      {"deepseek_v2", "mlp_bias", {"false"}},
+      {"deepseek_v2", "attention_dropout", {"0", "0.0"}},
+      {"deepseek_v2", "moe_layer_freq", {"1"}},
+      {"deepseek_v2", "pretraining_tp", {"1"}},
       {"gpt2", "architectures", {"null", R"(["GPT2LMHeadModel"])"}},
       {"gpt2", "scale_attn_weights", {"true"}},
       {"gpt2", "scale_attn_by_inverse_layer_idx", {"false"}},
@@ -143,6 +157,89 @@ constexpr Name kGpt2[] = {{"vocab_size", "vocab_size"},
                           {"resid_pdrop", "resid_pdrop"},
                           {"embd_pdrop", "embd_pdrop"},
                           {"attn_pdrop", "attn_pdrop"}};
+
+constexpr Name kDeepseekNames[] = {{"vocab_size", "vocab_size"},
+                                   {"hidden_size", "hidden_size"},
+                                   {"num_hidden_layers", "num_hidden_layers"},
+                                   {"num_attention_heads", "num_attention_heads"},
+                                   {"intermediate_size", "intermediate_size"},
+                                   {"max_position_embeddings", "max_position_embeddings"},
+                                   {"rms_norm_eps", "rms_norm_eps"},
+                                   {"rope_theta", "rope_theta"},
+                                   {"hidden_act", "hidden_act"},
+                                   {"tie_word_embeddings", "tie_word_embeddings"},
+                                   {"attention_bias", "attention_bias"},
+                                   {"initializer_range", "initializer_range"},
+                                   {"q_lora_rank", "q_lora_rank"},
+                                   {"kv_lora_rank", "kv_lora_rank"},
+                                   {"qk_nope_head_dim", "qk_nope_head_dim"},
+                                   {"qk_rope_head_dim", "qk_rope_head_dim"},
+                                   {"v_head_dim", "v_head_dim"},
+                                   {"first_k_dense_replace", "first_k_dense_replace"},
+                                   {"moe_intermediate_size", "moe_intermediate_size"},
+                                   {"n_routed_experts", "n_routed_experts"},
+                                   {"n_shared_experts", "n_shared_experts"},
+                                   {"num_experts_per_tok", "num_experts_per_tok"},
+                                   {"n_group", "n_group"},
+                                   {"topk_group", "topk_group"},
+                                   {"routed_scaling_factor", "routed_scaling_factor"}};
+// Of one type alone.
+constexpr Name kV2Names[] = {{"topk_method", "topk_method"}};
+constexpr Name kV3Names[] = {{"norm_topk_prob", "norm_topk_prob"}};
+// What DeepSeek's files carry and Hugging Face's models do not read, or derive.
+constexpr std::string_view kDeepseekHarmless[] = {"aux_loss_alpha",      "auto_map",    "ep_size", "head_dim",
+                                                  "num_key_value_heads", "qk_head_dim", "seq_aux"};
+
+std::vector<Name> names_of(const std::string& type) {
+  const auto list = [](const auto& table) { return std::vector<Name>(std::begin(table), std::end(table)); };
+  if (type == "llama") return list(kLlama);
+  if (type == "gpt2") return list(kGpt2);
+  std::vector<Name> names = list(kDeepseekNames);
+  for (const Name& n : type == "deepseek_v2" ? list(kV2Names) : list(kV3Names)) names.push_back(n);
+  return names;
+}
+
+ModelConfig deepseek_v3_defaults() {
+  ModelConfig m;
+  m.type = "deepseek_v3";
+  m.vocab_size = 129280;
+  m.hidden_size = 7168;
+  m.num_hidden_layers = 61;
+  m.num_attention_heads = 128;
+  m.intermediate_size = 18432;
+  m.moe_intermediate_size = 2048;
+  m.max_position_embeddings = 4096;
+  m.hidden_act = "silu";
+  m.q_lora_rank = 1536;
+  m.kv_lora_rank = 512;
+  m.first_k_dense_replace = 3;
+  m.n_routed_experts = 256;
+  m.n_shared_experts = 1;
+  m.num_experts_per_tok = 8;
+  m.n_group = 8;
+  m.topk_group = 4;
+  m.routed_scaling_factor = 2.5;
+  return m;
+}
+
+ModelConfig deepseek_v2_defaults() {
+  ModelConfig m;
+  m.type = "deepseek_v2";
+  m.vocab_size = 32000;
+  m.hidden_size = 4096;
+  m.num_hidden_layers = 32;
+  m.num_attention_heads = 32;
+  m.intermediate_size = 11008;
+  m.moe_intermediate_size = 1407;
+  m.max_position_embeddings = 2048;
+  m.hidden_act = "silu";
+  m.q_lora_rank = 1536;
+  m.kv_lora_rank = 512;
+  m.first_k_dense_replace = 0;
+  m.n_routed_experts = 64;
+  m.n_shared_experts = 2;
+  return m;
+}
 
 ModelConfig llama_defaults() {
   ModelConfig m;
@@ -206,7 +303,10 @@ struct Assign {
   }
 
   void assign(const Key& key, std::int64_t& target) {
-    if (value.is_null() && key.min == 0) return;  // n_inner, head_dim, num_key_value_heads: derived
+    if (value.is_null() && key.min == 0) {  // n_inner, head_dim, num_key_value_heads: derived; q_lora_rank: none
+      target = 0;
+      return;
+    }
     if (!value.is_number_integer()) return wrong("an integer");
     const bool huge = value.is_number_unsigned() && value.get<std::uint64_t>() > INT64_MAX;
     if (huge || !in_range(key, static_cast<double>(value.get<std::int64_t>())))
@@ -239,7 +339,11 @@ struct Assign {
   void wrong(const std::string& expected) { error = format("expected {}, found {}", expected, shown_json(value)); }
 };
 
-// rope_scaling (transformers 4) or rope_parameters (5): only the plain rotary embedding.
+// Keys of a scaled rotary embedding; ours have "rope_" before them.
+constexpr std::string_view kYarn[] = {
+    "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"};
+
+// rope_scaling (transformers 4) or rope_parameters (5): the plain rotary embedding; DeepSeek's also YaRN.
 void read_rope(const Json& value, const std::string& name, const Json& root, ModelConfig& model,
                std::vector<std::string>& errors) {
   if (value.is_null()) return;
@@ -249,7 +353,18 @@ void read_rope(const Json& value, const std::string& name, const Json& root, Mod
   }
   for (const auto& [key, v] : value.items()) {
     const std::string path = name + "." + shown(key);
-    if (key == "rope_type" || key == "type") {
+    if (model.deepseek() && (key == "rope_type" || key == "type") && v == Json("yarn")) {
+      model.rope_type = "yarn";
+    } else if (model.deepseek() &&
+               std::find(std::begin(kYarn), std::end(kYarn), std::string_view(key)) != std::end(kYarn)) {
+      const std::string ours = "rope_" + key;
+      Assign assign{ours, v, {}};
+      Config config;
+      config.model = model;
+      visit_fields(config, assign);
+      if (!assign.error.empty()) errors.push_back(path + ": " + assign.error);
+      model = config.model;
+    } else if (key == "rope_type" || key == "type") {
       if (v != Json("default"))
         errors.push_back(format("{}: {} is not supported; only default is", path, shown_json(v)));
     } else if (key == "rope_theta") {
@@ -277,23 +392,28 @@ ModelConfig model_from_json(const std::string& text, const std::string& path) {
   const Json root = parse_json(text, path);
   require(root.is_object(), ExitCode::usage, "{}: expected a mapping, found {}", path, shown_json(root));
   const Json type = root.value("model_type", Json());
-  const bool llama = type == Json("llama");
-  require(llama || type == Json("gpt2"), ExitCode::usage, "{}: model_type: {} is not supported; llama and gpt2 are",
-          path, shown_json(type));
+  const bool llama = type != Json("gpt2");
+  const bool known_type =
+      type == Json("llama") || type == Json("gpt2") || type == Json("deepseek_v2") || type == Json("deepseek_v3");
+  require(known_type, ExitCode::usage,
+          "{}: model_type: {} is not supported; llama, gpt2, deepseek_v2 and deepseek_v3 are", path, shown_json(type));
 
   Config config;
-  config.model = llama ? llama_defaults() : gpt2_defaults();
+  config.model = type == Json("llama")         ? llama_defaults()
+                 : type == Json("gpt2")        ? gpt2_defaults()
+                 : type == Json("deepseek_v2") ? deepseek_v2_defaults()
+                                               : deepseek_v3_defaults();
   ModelConfig& model = config.model;
   std::vector<std::string> errors;
   std::set<std::string, std::less<>> taken;  // our keys
-  const auto names = llama ? std::vector<Name>(std::begin(kLlama), std::end(kLlama))
-                           : std::vector<Name>(std::begin(kGpt2), std::end(kGpt2));
+  const std::vector<Name> names = names_of(model.type);
   const auto first_use = [&](std::string_view ours) {
     for (const auto& n : names)
       if (n.ours == ours && root.contains(std::string(n.json))) return n.json;
     return std::string_view{};
   };
   for (const auto& [key, value] : root.items()) {
+    if (model.type == "deepseek_v2" && value.is_null() && (key == "n_group" || key == "topk_group")) continue;  // one
     const auto name =
         std::find_if(names.begin(), names.end(), [&, k = std::string_view(key)](const Name& n) { return n.json == k; });
     if (name != names.end()) {
@@ -311,7 +431,17 @@ ModelConfig model_from_json(const std::string& text, const std::string& path) {
       read_rope(value, key, root, model, errors);
       continue;
     }
-    bool known = std::find(std::begin(kHarmless), std::end(kHarmless), std::string_view(key)) != std::end(kHarmless);
+    if (model.deepseek() && key == "num_nextn_predict_layers") {
+      if (value != Json(0) && !value.is_null())
+        model.notes.push_back(
+            format("{}: num_nextn_predict_layers {}: multi-token prediction is off, this version has none", path,
+                   shown_json(value)));
+      continue;
+    }
+    const auto listed = [&](const auto& list) {
+      return std::find(std::begin(list), std::end(list), std::string_view(key)) != std::end(list);
+    };
+    bool known = listed(kHarmless) || (model.deepseek() && listed(kDeepseekHarmless));
     for (const auto& fixed : fixed_keys()) {
       if (fixed.key != key || !(fixed.model.empty() || fixed.model == model.type)) continue;
       known = true;

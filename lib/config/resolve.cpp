@@ -96,9 +96,41 @@ void resolve_mesh(Config& c, int ranks, Rules& rules) {
                       ranks, p.data * fixed, ranks % fixed == 0 ? format(", or set it to {}", ranks / fixed) : ""));
 }
 
+// Latent attention and experts. What Hugging Face's models compute without saying so is refused.
+void resolve_deepseek(ModelConfig& m, const ParallelConfig& p, Rules& rules) {
+  const auto needed = [&](const char* key, int64_t value) {
+    if (value == 0) rules.broken(std::string("model.") + key, format("missing; {} has no default", m.type));
+  };
+  needed("kv_lora_rank", m.kv_lora_rank);
+  m.head_dim = m.qk_nope_head_dim + m.qk_rope_head_dim;
+  m.num_key_value_heads = m.num_attention_heads;
+  if (m.qk_rope_head_dim % 2 != 0)
+    rules.broken("model.qk_rope_head_dim", format("{} elements cannot be rotated in pairs", m.qk_rope_head_dim));
+  if (m.head_dim > 256)
+    rules.broken("model.qk_nope_head_dim",
+                 format("a head of width {} with its rotated part; at most 256 are supported", m.head_dim));
+  if (m.rope_type == "yarn" && m.rope_original_max_position_embeddings == 0)
+    m.rope_original_max_position_embeddings = m.max_position_embeddings;
+  if (m.first_k_dense_replace >= m.num_hidden_layers) return;
+  needed("n_routed_experts", m.n_routed_experts);
+  needed("moe_intermediate_size", m.moe_intermediate_size);
+  needed("num_experts_per_tok", m.num_experts_per_tok);
+  if (m.n_routed_experts == 0 || m.num_experts_per_tok == 0) return;
+  rules.at_most("model.topk_group", m.topk_group, "model.n_group", m.n_group);
+  rules.divides("model.n_group", m.n_group, "model.n_routed_experts", m.n_routed_experts);
+  const int64_t size = m.n_routed_experts / m.n_group;
+  const bool grouped = m.type == "deepseek_v3" || m.topk_method == "group_limited_greedy";
+  const int64_t open = grouped ? size * m.topk_group : m.n_routed_experts;
+  if (m.num_experts_per_tok > open)
+    rules.broken("model.num_experts_per_tok",
+                 format("{} is more than the {} experts of {} groups", m.num_experts_per_tok, open, m.topk_group));
+  rules.divides("parallel.tensor", p.tensor, "model.moe_intermediate_size", m.moe_intermediate_size);
+}
+
 void resolve_model(ModelConfig& m, const ParallelConfig& p, const Loaded& loaded, Rules& rules) {
   const std::string heads = "model.num_attention_heads", kv = "model.num_key_value_heads";
-  const bool llama = m.type == "llama";
+  if (m.deepseek()) resolve_deepseek(m, p, rules);
+  const bool llama = m.type != "gpt2";
   if (m.head_dim == 0) {
     if (m.hidden_size % m.num_attention_heads != 0)
       rules.broken(heads, format("{} does not divide {}{}{}", m.num_attention_heads,
@@ -111,14 +143,15 @@ void resolve_model(ModelConfig& m, const ParallelConfig& p, const Loaded& loaded
                                  llama ? " Or give model.head_dim" : ""));
     m.head_dim = std::max<int64_t>(1, m.hidden_size / m.num_attention_heads);
   }
-  if (m.head_dim > 256) rules.broken(heads, format("a head of width {}; at most 256 are supported", m.head_dim));
-  if (llama && m.head_dim % 2 != 0 && m.hidden_size % m.num_attention_heads == 0)
+  if (m.head_dim > 256 && !m.deepseek())
+    rules.broken(heads, format("a head of width {}; at most 256 are supported", m.head_dim));
+  if (m.type == "llama" && m.head_dim % 2 != 0 && m.hidden_size % m.num_attention_heads == 0)
     rules.broken(loaded.origin("model.head_dim").kind == Origin::Kind::defaulted ? heads : "model.head_dim",
                  format("a head of width {} cannot be rotated; the rotary embedding needs an even one", m.head_dim));
   if (m.num_key_value_heads == 0) m.num_key_value_heads = m.num_attention_heads;
   rules.divides(kv, m.num_key_value_heads, heads, m.num_attention_heads);
   if (m.intermediate_size == 0) {
-    if (llama) rules.broken("model.intermediate_size", "missing; llama has no default");
+    if (llama) rules.broken("model.intermediate_size", format("missing; {} has no default", m.type));
     m.intermediate_size = 4 * m.hidden_size;
   }
   if (m.hidden_act.empty()) m.hidden_act = llama ? "silu" : "gelu_new";
@@ -211,7 +244,7 @@ struct Meaningless {
   void field(const Key& key, T&) {
     const std::string path = current + "." + key.name;
     const auto kind = loaded.origin(path).kind;
-    if (!*key.model_type || loaded.config.model.type == key.model_type) return;
+    if (has_meaning(key, loaded.config.model.type)) return;
     if (kind == Origin::Kind::file || kind == Origin::Kind::overridden)
       rules.broken(path, format("only model.type {} has it, not {}", key.model_type,
                                 rules.with_place("model.type", loaded.config.model.type)));

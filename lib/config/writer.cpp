@@ -62,11 +62,15 @@ struct Print {
   const Loaded* loaded;  // for origins; may be null
   std::string out;
   std::string current;
+  bool begun = false;
 
-  void section(const char* name, const char*) { out += format("{}:\n", current = name); }
+  void section(const char* name, const char*) {
+    current = name;
+    begun = false;
+  }
   template <class T>
   void field(const Key& key, const T& value) {
-    if (absent(value) || (*key.model_type && model_type != key.model_type)) return;
+    if (absent(value) || !has_meaning(key, model_type)) return;
     std::string line = format("  {}: {}", key.name, yaml(value));
     if (loaded) {
       const std::string path = current + "." + key.name;
@@ -74,6 +78,7 @@ struct Print {
       line.resize(std::max<std::size_t>(line.size() + 2, 44), ' ');
       line += "# " + (changed ? std::string("derived") : loaded->origin(path).text);
     }
+    if (!std::exchange(begun, true)) out += current + ":\n";  // only if it has a key
     out += line + "\n";
   }
 

@@ -5,9 +5,9 @@
 
 #include "kernels/attention.h"
 #include "kernels/dropout.h"
-#include "kernels/elementwise.h"
 #include "kernels/rope.h"
 #include "lib/core/transfer.h"
+#include "lib/layers/attention_views.h"
 #include "lib/layers/residual_dropout.h"
 
 namespace dstrain {
@@ -19,25 +19,6 @@ struct Attention::Kept final : Saved {
   Tensor o;    // (rows, heads * head_dim)
   Tensor lse;  // (B, heads, T)
 };
-
-namespace {
-
-// (rows, H, D) -> (B, T, H, D)
-Tensor by_sample(const Tensor& t, Index batch) {
-  Tensor out = t;
-  const Index length = t.dim(0) / batch;
-  out.shape = {batch, length, t.dim(1), t.dim(2)};
-  out.strides = {length * t.stride(0), t.stride(0), t.stride(1), t.stride(2)};
-  return out;
-}
-
-// (B, T) of a batch's first keys; undefined where it has none.
-Tensor first_keys(const Batch& batch) {
-  if (!batch.first_keys.defined()) return {};
-  return batch.first_keys.view({batch.batch, batch.length});
-}
-
-}  // namespace
 
 Attention::Attention(AttentionSpec spec, Norm norm, Linear qkv, Linear out)
     : spec_(std::move(spec)), norm_(std::move(norm)), qkv_(std::move(qkv)), out_(std::move(out)) {}
@@ -80,17 +61,7 @@ Hidden Attention::forward(Context& context, const Batch& batch, const Hidden& x,
   kept->o = memory.allocate({rows, spec_.heads * spec_.head_dim}, x.residual.dtype);
   kept->lse = memory.allocate({batch.batch, spec_.heads, batch.length});
   Tensor k = by_sample(heads.k, batch.batch), v = by_sample(heads.v, batch.batch);
-  Index offset = 0;
-  if (context.mode == Mode::decode) {
-    offset = context.cache->length;
-    const Index end = offset + batch.length;
-    const Tensor& keys = context.cache->keys[static_cast<std::size_t>(spec_.cache_slot)];
-    const Tensor& values = context.cache->values[static_cast<std::size_t>(spec_.cache_slot)];
-    launch(context.stream, Copy{.y = keys.slice(1, offset, end), .x = k});
-    launch(context.stream, Copy{.y = values.slice(1, offset, end), .x = v});
-    k = keys.slice(1, 0, end);
-    v = values.slice(1, 0, end);
-  }
+  const Index offset = extend_cache(context, batch, spec_.cache_slot, k, v);
   launch(context.stream, AttentionForward{.o = by_sample(kept->o.split_last(spec_.heads), batch.batch),
                                           .lse = kept->lse,
                                           .q = by_sample(heads.q, batch.batch),

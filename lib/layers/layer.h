@@ -39,6 +39,7 @@ struct Context {
   Tensor loss_scale;               // (1) f32: 1 / valid tokens of the whole step; Mode::train
   Tensor loss;                     // (1) f64, loss heads add to it; Mode::eval: or (B), one a sample
   KvCache* cache = nullptr;
+  float sample_share = 0;  // 1 / samples of the whole step: what sequence-wise losses are averaged by; Mode::train
 };
 
 // Between blocks the value is residual + branch; the sum is taken by the next norm, in one pass.

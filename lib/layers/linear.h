@@ -11,6 +11,7 @@ namespace dstrain {
 enum class Split : unsigned char {
   column,  // W is (out / tensor, in): x is whole, y is this rank's part
   row,     // W is (out, in / tensor): x is this rank's part, y is summed over the group; the bias is added once
+  whole,   // W is whole on every rank, and so are x, y and their gradients: nothing is sent
 };
 
 class Linear {
@@ -24,9 +25,10 @@ class Linear {
   // x (rows, in), y (rows, out); y is overwritten. With `pre` (rows, out; column only) the outputs go there and y is
   // their gelu_tanh.
   void forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& pre = {}) const;
-  // dx (rows, in) is overwritten with the gradient summed over the group; x is what forward read. With `pre` (rows, in;
-  // row only) x is gelu_tanh(pre) and dx the gradient of pre.
-  void backward(Context& context, const Tensor& x, const Tensor& dy, const Tensor& dx, const Tensor& pre = {}) const;
+  // dx (rows, in) is overwritten with the gradient summed over the group, or has it added (`dx_write`; whole only); x
+  // is what forward read. With `pre` (rows, in; row only) x is gelu_tanh(pre) and dx the gradient of pre.
+  void backward(Context& context, const Tensor& x, const Tensor& dy, const Tensor& dx, const Tensor& pre = {},
+                Write dx_write = Write::overwrite) const;
   void visit(const ParamVisitor& visitor);
 
  private:

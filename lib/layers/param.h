@@ -19,6 +19,14 @@ enum class PreReduce : unsigned char {
 
 enum class Init : unsigned char { normal, zeros, ones };
 
+// How a parameter is updated.
+enum class UpdateRule : unsigned char {
+  adamw,
+  // A router's balancing bias: float32 whatever weights are computed in, no part of the gradient norm. Its `gradient`
+  // holds the experts' tokens of the step (kernels/router.h, BalanceUpdate).
+  balance,
+};
+
 // A rectangular part of a tensor as Hugging Face's files name and shape it (one or two dimensions).
 struct Piece {
   std::string name;
@@ -40,6 +48,8 @@ struct Param {
   Init init = Init::normal;
   float init_std = 0.02f;
   bool decay = true;  // weight decay: matrices only
+  UpdateRule rule = UpdateRule::adamw;
+  Index flat = 0;  // its first element in the flat arrays of the ParamArena
   // Views into the arenas, set by ParamArena. `compute` is what layers read; only the optimizer and ParamArena::write
   // write it.
   Tensor master;               // f32; undefined when split

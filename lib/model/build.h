@@ -16,6 +16,7 @@ struct StagePlace {
   bool first = true;  // has the embedding
   bool last = true;   // has the head
   TensorShard shard;
+  float balance_alpha = 0;  // of the sequence-wise balance loss of experts
 };
 
 // The layers of a stage in forward order, and what callers need to know of them.
@@ -26,7 +27,8 @@ struct StageModel {
   Index hidden = 0;
   Index blocks = 0;    // transformer layers here: slots of a KvCache
   Index kv_heads = 0;  // this rank's
-  Index head_dim = 0;
+  Index head_dim = 0;  // of queries and keys
+  Index value_dim = 0;
 
   void visit(const ParamVisitor& visitor) const {
     for (const auto& layer : layers) layer->visit(visitor);

@@ -36,7 +36,27 @@ std::vector<LayerRange> partition(Index layers, double layer_cost, double head_c
   return ranges;
 }
 
+namespace {
+
+// Forward FLOPs a token of a layer with experts. DeepSeek's dense layers are as wide as the experts that a token meets.
+double deepseek_layer(const ModelConfig& m, double length) {
+  const auto real = [](Index n) { return static_cast<double>(n); };
+  const double d = real(m.hidden_size), heads = real(m.num_attention_heads);
+  const double query = heads * real(m.head_dim), value = heads * real(m.v_head_dim), rank = real(m.kv_lora_rank);
+  const double queries = m.q_lora_rank > 0 ? real(m.q_lora_rank) * (d + query) : d * query;
+  const double keys = d * (rank + real(m.qk_rope_head_dim)) + rank * heads * real(m.qk_nope_head_dim + m.v_head_dim);
+  const bool dense = m.first_k_dense_replace >= m.num_hidden_layers;
+  const double mlp =
+      dense ? real(m.intermediate_size) : real(m.moe_intermediate_size * (m.num_experts_per_tok + m.n_shared_experts));
+  return 2 * (queries + keys + value * d) + length * (query + value) + 6 * d * mlp;
+}
+
+}  // namespace
+
 std::vector<LayerRange> partition(const ModelConfig& m, Index sequence_length, int stages) {
+  if (m.deepseek())
+    return partition(m.num_hidden_layers, deepseek_layer(m, static_cast<double>(sequence_length)),
+                     2 * static_cast<double>(m.hidden_size) * static_cast<double>(m.vocab_size), stages);
   const double d = static_cast<double>(m.hidden_size), f = static_cast<double>(m.intermediate_size);
   const double q = static_cast<double>(m.num_attention_heads * m.head_dim);
   const double kv = static_cast<double>(m.num_key_value_heads * m.head_dim);

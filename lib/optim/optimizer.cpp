@@ -4,6 +4,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/finite.h"
 #include "kernels/gradient_norm.h"
+#include "kernels/router.h"
 #include "lib/core/transfer.h"
 
 namespace dstrain {
@@ -50,7 +51,8 @@ void Optimizer::check_weights(Stream& stream, const Tensor& bad) const {
       launch(stream, FiniteCheck{.flag = bad, .x = t.view({t.numel() / kRow, kRow}), .most = kMostValue});
 }
 
-void Optimizer::step(Stream& stream, const Tensor& squared_norm, const Tensor& loss, const Tensor& bad) const {
+void Optimizer::step(Stream& stream, const Tensor& squared_norm, const Tensor& loss, const Tensor& bad,
+                     float bias_rate) const {
   stream.set_place({.phase = "optimizer"});
   launch(stream, UpdateScalars{.scalars = scalars_,
                                .state = state_,
@@ -80,6 +82,9 @@ void Optimizer::step(Stream& stream, const Tensor& squared_norm, const Tensor& l
                          .eps = static_cast<float>(config_.eps),
                          .weight_decay = decay ? static_cast<float>(config_.weight_decay) : 0.0f});
   }
+  if (bias_rate == 0) return;
+  for (const Param* p : params_.balanced())
+    launch(stream, BalanceUpdate{.bias = p->compute, .counts = p->gradient, .scalars = scalars_, .rate = bias_rate});
 }
 
 }  // namespace dstrain

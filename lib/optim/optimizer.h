@@ -27,8 +27,9 @@ class Optimizer {
   // bad (1) f64 = 1 when a weight of this rank is not finite or beyond kMostValue, else 0.
   void check_weights(Stream& stream, const Tensor& bad) const;
   // One update with the learning rate in lr() and the limits in limits(). `squared_norm`, `loss` and `bad`, (1) f64,
-  // are the whole model's.
-  void step(Stream& stream, const Tensor& squared_norm, const Tensor& loss, const Tensor& bad) const;
+  // are the whole model's. Balancing biases move by `bias_rate`.
+  void step(Stream& stream, const Tensor& squared_norm, const Tensor& loss, const Tensor& bad,
+            float bias_rate = 0) const;
 
   const Tensor& lr() const { return lr_; }          // (1) f32, written by the caller before step()
   const Tensor& limits() const { return limits_; }  // (2) f64, of squared norm and loss; written before step() too

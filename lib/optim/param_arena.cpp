@@ -17,7 +17,9 @@ ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_byte
   std::vector<Param*> params;
   model.visit([&](Param& p) { params.push_back(&p); });
   std::reverse(params.begin(), params.end());
-  std::stable_partition(params.begin(), params.end(), [](const Param* p) { return p->decay; });
+  const auto segment = [](const Param* p) { return p->rule == UpdateRule::balance ? 2 : p->decay ? 0 : 1; };
+  std::stable_sort(params.begin(), params.end(),
+                   [&](const Param* a, const Param* b) { return segment(a) < segment(b); });
   place(params, bucket_bytes / static_cast<Index>(sizeof(float)));
 
   const std::size_t bytes = static_cast<std::size_t>(numel_) * sizeof(float);
@@ -44,9 +46,15 @@ ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_byte
     exp_avg_ = Tensor(optimizer_.data(), DType::f32, device, {numel_});
     exp_avg_sq_ = Tensor(optimizer_.data() + bytes, DType::f32, device, {numel_});
   }
+  if (flat_biases_.size() > 0 && master_.defined()) {
+    biases_ = master_.slice(0, flat_biases_.begin, flat_biases_.end);
+  } else if (flat_biases_.size() > 0) {
+    bias_memory_ = Buffer("balancing biases", device, static_cast<std::size_t>(flat_biases_.size()) * sizeof(float));
+    biases_ = Tensor(bias_memory_.data(), DType::f32, device, {flat_biases_.size()});
+  }
   Index at = 0;
   for (Param* p : params) {
-    if (!p->decay && at < plain_.begin) at = plain_.begin;
+    p->flat = at;
     const auto part = [&](const Tensor& flat) { return flat.slice(0, at, at + p->numel()).view(p->shape); };
     p->compute = part(compute_);
     if (master_.defined()) p->master = part(master_);
@@ -55,6 +63,12 @@ ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_byte
       p->gradient = part(gradient_);
       p->exp_avg = part(exp_avg_);
       p->exp_avg_sq = part(exp_avg_sq_);
+    }
+    if (p->rule == UpdateRule::balance) {
+      const Index first = at - flat_biases_.begin;
+      p->compute = p->master = biases_.slice(0, first, first + p->numel());
+      p->low = {};
+      balanced_.push_back(p);
     }
     at = aligned(at + p->numel());
   }
@@ -80,19 +94,25 @@ void ParamArena::place(const std::vector<Param*>& params, Index bucket_elements)
     if (end > bucket_begin) buckets_.push_back({.range = {bucket_begin, end}});
     bucket_begin = end;
   };
-  for (const Param* p : params) {
-    if (!p->decay && plain_.end == 0 && decayed_.end == 0) {
-      decayed_ = {0, numel_};
-      plain_.begin = numel_;
+  const auto segment = [](const Param* p) { return p->rule == UpdateRule::balance ? 2 : p->decay ? 0 : 1; };
+  int open = 0;
+  FlatRange* const segments[] = {&decayed_, &plain_, &flat_biases_};
+  const auto open_segment = [&](int next) {
+    for (; open < next; ++open) {
+      segments[open]->end = numel_;
+      segments[open + 1]->begin = numel_;
       close_bucket(numel_);
     }
+  };
+  for (const Param* p : params) {
+    open_segment(segment(p));
     const Index end = aligned(numel_ + p->numel());
     if (end - bucket_begin > bucket_elements) close_bucket(numel_);
     for (const Piece& piece : p->pieces) {
       const Index begin = numel_ + piece.row * p->row_width();
       const FlatRange range{begin, begin + piece.rows() * piece.columns()};
       entries_.push_back({p, &piece, range});
-      if (piece.owned) {
+      if (piece.owned && p->rule == UpdateRule::adamw) {
         count_ += range.size();
         if (run_open)
           owned_.back().end = range.end;  // what lies between is padding: zeros
@@ -103,13 +123,16 @@ void ParamArena::place(const std::vector<Param*>& params, Index bucket_elements)
     }
     numel_ = end;
   }
-  if (plain_.begin == 0 && plain_.end == 0 && decayed_.end == 0) decayed_ = {0, numel_}, plain_.begin = numel_;
-  plain_.end = numel_;
+  open_segment(2);
+  flat_biases_.end = numel_;
   close_bucket(numel_);
 }
 
-Tensor ParamArena::flat(Role role) const {
-  return role == Role::weight ? master_ : role == Role::exp_avg ? exp_avg_ : exp_avg_sq_;
+Tensor ParamArena::flat(Role role, const FlatRange& range) const {
+  if (role == Role::weight && biases_.defined() && range.begin >= flat_biases_.begin)
+    return biases_.slice(0, range.begin - flat_biases_.begin, range.end - flat_biases_.begin);
+  const Tensor& whole = role == Role::weight ? master_ : role == Role::exp_avg ? exp_avg_ : exp_avg_sq_;
+  return whole.defined() ? whole.slice(0, range.begin, range.end) : Tensor{};
 }
 
 // As the same weights are rounded in training.
@@ -129,14 +152,14 @@ void ParamArena::write_rounded(Stream& stream, const Tensor& to, const float* fr
 void ParamArena::write(Stream& stream, Role role, const FlatRange& range, const float* from) const {
   check(training_ || role == Role::weight, "optimizer state of weights that are not trained");
   const auto part = [&](const Tensor& t) { return t.slice(0, range.begin, range.end); };
-  if (!training_ && compute_.dtype != DType::f32) {
+  const Tensor there = flat(role, range);
+  if (!there.defined() && !training_) {
     write_rounded(stream, part(compute_), from);
     return;
   }
-  const bool split = role == Role::weight && low_.defined();
-  const Tensor to = part(split ? gradient_ : flat(role));
+  const Tensor to = there.defined() ? there : part(gradient_);
   upload(stream, to, from);
-  if (split)
+  if (!there.defined())
     launch(stream, SplitMaster{.hi = part(compute_), .low = part(low_), .master = to});
   else if (role == Role::weight && compute_.dtype != DType::f32)
     launch(stream, Cast{.y = part(compute_), .x = to});
@@ -146,9 +169,8 @@ void ParamArena::write(Stream& stream, Role role, const FlatRange& range, const 
 void ParamArena::read(Stream& stream, Role role, const FlatRange& range, float* to) const {
   check(training_, "the state of weights that are not trained");
   const auto part = [&](const Tensor& t) { return t.slice(0, range.begin, range.end); };
-  const bool split = role == Role::weight && low_.defined();
-  const Tensor from = part(split ? gradient_ : flat(role));
-  if (split) launch(stream, JoinMaster{.master = from, .hi = part(compute_), .low = part(low_)});
+  const Tensor there = flat(role, range), from = there.defined() ? there : part(gradient_);
+  if (!there.defined()) launch(stream, JoinMaster{.master = from, .hi = part(compute_), .low = part(low_)});
   download(stream, to, from);
   stream.synchronize();
 }

@@ -1,7 +1,8 @@
 #pragma once
 // The parameters of a stage in flat memory: weights, gradients and optimizer state, all laid out alike. Order:
-// decayed parameters, then the others; within each as backward finishes (last layer first), so that buckets complete
-// early. Each parameter starts at a multiple of 64 elements; gaps and padding hold zeros for ever.
+// decayed parameters, then the others, then the balancing biases of routers; within each as backward finishes (last
+// layer first), so that buckets complete early. Each parameter starts at a multiple of 64 elements; gaps and padding
+// hold zeros for ever.
 
 #include <span>
 #include <vector>
@@ -47,8 +48,13 @@ class ParamArena {
   const Tensor& exp_avg() const { return exp_avg_; }
   const Tensor& exp_avg_sq() const { return exp_avg_sq_; }
 
-  // Segments with one optimizer rule each: [decayed, not decayed].
+  // Segments with one optimizer rule each: [decayed, not decayed]; balancing biases follow.
   const FlatRange& segment(bool decay) const { return decay ? decayed_ : plain_; }
+  // Parameters of UpdateRule::balance.
+  std::span<const Param* const> balanced() const { return balanced_; }
+  // Their weights: f32, elements [flat_biases().begin, end) of the flat arrays.
+  const Tensor& biases() const { return biases_; }
+  const FlatRange& flat_biases() const { return flat_biases_; }
   // Buckets cover everything, in the order in which backward fills them.
   struct Bucket {
     FlatRange range;
@@ -69,10 +75,7 @@ class ParamArena {
   };
   std::span<const Entry> entries() const { return entries_; }
   // Where a parameter's elements lie, padded rows included.
-  FlatRange range_of(const Param& param) const {
-    const Index begin = (param.compute.data - compute_.data) / static_cast<Index>(size_of(compute_.dtype));
-    return {begin, begin + param.numel()};
-  }
+  static FlatRange range_of(const Param& param) { return {param.flat, param.flat + param.numel()}; }
 
   // Sums the gradients: pieces that name a group over it, then every bucket over the data replicas. `overlapped`:
   // buckets that can be have been summed already, beside backward.
@@ -85,7 +88,7 @@ class ParamArena {
   void read(Stream& stream, Role role, const FlatRange& range, float* to) const;
 
   // Bytes by purpose.
-  std::size_t weight_bytes() const { return weights_.bytes(); }
+  std::size_t weight_bytes() const { return weights_.bytes() + bias_memory_.bytes(); }
   std::size_t master_bytes() const { return masters_.bytes(); }  // what is kept beside bf16 weights
   std::size_t gradient_bytes() const { return gradients_.bytes(); }
   std::size_t optimizer_bytes() const { return optimizer_.bytes(); }
@@ -97,13 +100,15 @@ class ParamArena {
 
   bool training_ = true, split_ = false;
   Index numel_ = 0, count_ = 0;
-  FlatRange decayed_, plain_;
+  FlatRange decayed_, plain_, flat_biases_;
+  std::vector<const Param*> balanced_;
   std::vector<Bucket> buckets_;
   std::vector<FlatRange> owned_;
   std::vector<Entry> entries_;
-  Tensor flat(Role role) const;  // f32; the weights' is undefined when split
+  Tensor flat(Role role, const FlatRange& range) const;  // f32; undefined for weights that are split or bf16 alone
 
-  Buffer weights_, masters_, gradients_, optimizer_;
+  Buffer weights_, masters_, gradients_, optimizer_, bias_memory_;
+  Tensor biases_;
   Tensor master_, compute_, low_, gradient_, exp_avg_, exp_avg_sq_;
 };
 

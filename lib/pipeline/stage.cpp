@@ -45,7 +45,8 @@ Context Stage::context(Stream& stream, Slot& slot, const PassOptions& options) {
           .seed = options.seed,
           .loss_scale = options.loss_scale,
           .loss = options.loss,
-          .cache = options.cache};
+          .cache = options.cache,
+          .sample_share = options.sample_share};
 }
 
 const Batch& Stage::place(Stream& stream, Slot& slot, const Batch& batch) {

@@ -22,6 +22,7 @@ struct PassOptions {
   Tensor loss_scale = {};          // (1) f32: 1 / valid tokens of the whole step; Mode::train
   Tensor loss = {};                // (1) f64 on the last stage: losses are added; Mode::eval: or (B), one a sample
   Tensor sample_losses = {};       // Mode::eval: (samples of all micro-batches) f64, instead of `loss`
+  float sample_share = 0;          // 1 / samples of the whole step; Mode::train
   KvCache* cache = nullptr;        // Mode::decode
   // Called after each forward while output() holds: what reads it goes here.
   std::function<void()> forward_done = {};

@@ -8,11 +8,21 @@ namespace dstrain {
 
 std::string job_identity(const Config& config) {
   const ModelConfig& m = config.model;
-  return hex(xxh3(format(
-      "{} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {}", m.type, m.vocab_size, m.hidden_size, m.num_hidden_layers,
-      m.num_attention_heads, m.num_key_value_heads, m.head_dim, m.intermediate_size, m.max_position_embeddings,
-      m.rms_norm_eps, m.layer_norm_epsilon, m.rope_theta, m.hidden_act, static_cast<int>(m.tie_word_embeddings),
-      static_cast<int>(m.attention_bias), static_cast<int>(m.mlp_bias), config.training.sequence_length)));
+  std::string deepseek;
+  if (m.deepseek())
+    deepseek = format(" {} {} {} {} {} {} {} {} {} {} {} {}", m.q_lora_rank, m.kv_lora_rank, m.qk_nope_head_dim,
+                      m.qk_rope_head_dim, m.v_head_dim, m.first_k_dense_replace, m.moe_intermediate_size,
+                      m.n_routed_experts, m.n_shared_experts, m.num_experts_per_tok, m.n_group, m.topk_group) +
+               format(" {} {} {} {} {} {} {} {} {} {}", static_cast<int>(m.norm_topk_prob), m.topk_method,
+                      m.routed_scaling_factor, m.rope_type, m.rope_factor, m.rope_original_max_position_embeddings,
+                      m.rope_beta_fast, m.rope_beta_slow, m.rope_mscale, m.rope_mscale_all_dim);
+  return hex(
+      xxh3(format("{} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {}", m.type, m.vocab_size, m.hidden_size,
+                  m.num_hidden_layers, m.num_attention_heads, m.num_key_value_heads, m.head_dim, m.intermediate_size,
+                  m.max_position_embeddings, m.rms_norm_eps, m.layer_norm_epsilon, m.rope_theta, m.hidden_act,
+                  static_cast<int>(m.tie_word_embeddings), static_cast<int>(m.attention_bias),
+                  static_cast<int>(m.mlp_bias), config.training.sequence_length) +
+           deepseek));
 }
 
 Checkpointer::Checkpointer(const Config& config, const Files& files, const Clock& clock, const std::string& directory,

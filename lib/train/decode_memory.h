@@ -20,6 +20,7 @@ class DecodeMemory {
 
  private:
   Shape shape_;  // of a layer's keys: (B, length, Hkv, D)
+  Index value_dim_;
   DType dtype_;
   Device device_;
   Index layers_, columns_ = 0;

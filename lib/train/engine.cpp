@@ -49,7 +49,8 @@ StagePlace place_of(const Config& c, const Coordinates& at) {
   return {.layers = partition(c.model, c.training.sequence_length, stages)[static_cast<std::size_t>(at.pipeline)],
           .first = at.pipeline == 0,
           .last = at.pipeline == stages - 1,
-          .shard = {at.tensor, static_cast<int>(c.parallel.tensor)}};
+          .shard = {at.tensor, static_cast<int>(c.parallel.tensor)},
+          .balance_alpha = c.model.deepseek() ? static_cast<float>(c.moe.balance_loss_alpha) : 0.0f};
 }
 
 WeightFormat weight_format(const PrecisionConfig& p, EngineUse use) {
@@ -280,6 +281,7 @@ void Engine::enqueue_gradients(std::span<const Batch> micro_batches, double vali
                       .seed = config_.run.seed,
                       .loss_scale = loss_scale_,
                       .loss = loss,
+                      .sample_share = sample_share(micro_batches),
                       .graphs = graphs_,
                       .layer_done = layer_done_,
                       .reserved_multiprocessors = kGradientBlocks};
@@ -309,6 +311,12 @@ void Engine::enqueue_gradients(std::span<const Batch> micro_batches, double vali
   download(stream_, sums_of(enqueued_), all);
 }
 
+float Engine::sample_share(std::span<const Batch> micro_batches) const {
+  Index samples = 0;
+  for (const Batch& b : micro_batches) samples += b.batch;
+  return 1.0f / static_cast<float>(samples * groups_.replica->size());
+}
+
 void Engine::local_gradients(std::span<const Batch> micro_batches, double valid_tokens) {
   const auto scale = static_cast<float>(1.0 / valid_tokens);
   const Tensor loss = result_.slice(0, 1, 2);
@@ -316,7 +324,11 @@ void Engine::local_gradients(std::span<const Batch> micro_batches, double valid_
   upload_now(loss_scale_, &scale);
   launch(stream_, Fill{.y = loss});
   execute(train_program_, *stage_, *groups_.pipeline, stream_, micro_batches,
-          {.mode = Mode::train, .seed = config_.run.seed, .loss_scale = loss_scale_, .loss = loss});
+          {.mode = Mode::train,
+           .seed = config_.run.seed,
+           .loss_scale = loss_scale_,
+           .loss = loss,
+           .sample_share = sample_share(micro_batches)});
   stream_.synchronize();
 }
 
@@ -366,7 +378,8 @@ void Engine::enqueue_step(std::span<const Batch> micro_batches, double valid_tok
   enqueue_gradients(micro_batches, valid_tokens, lr, stop, limits, checks);
   stream_.set_place({.phase = "optimizer"});
   if (const gpu::Event* event = std::exchange(update_after_, nullptr)) queue_->wait(*event);
-  optimizer_->step(stream_, result_.slice(0, 0, 1), result_.slice(0, 1, 2), result_.slice(0, 3, 4));
+  optimizer_->step(stream_, result_.slice(0, 0, 1), result_.slice(0, 1, 2), result_.slice(0, 3, 4),
+                   config_.model.type == "deepseek_v3" ? static_cast<float>(config_.moe.bias_update_rate) : 0.0f);
   stream_.set_place({});
   enqueue_result();
 }

@@ -158,6 +158,8 @@ class Engine {
   Exchange& exchange(std::size_t step) { return *reinterpret_cast<Exchange*>(ring_.data() + step % kRing * 256); }
   void enqueue_gradients(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop,
                          const StepLimits& limits, const StepChecks& checks);
+  // 1 / samples of a step of which this rank has these.
+  float sample_share(std::span<const Batch> micro_batches) const;
   void enqueue_result();
   void run_checks(std::span<const Batch> micro_batches, const StepChecks& checks);
   void sum_bits(std::size_t which, std::initializer_list<Tensor> tensors);

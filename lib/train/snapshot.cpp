@@ -54,7 +54,8 @@ Snapshot::Snapshot(const ParamArena& params, int replica, int replicas) : params
     std::byte* const to = memory_.data() + at;
     slabs_.push_back(slab_of(entry, role, reinterpret_cast<float*>(to)));
     at += static_cast<std::size_t>(bytes[i]);
-    if (!parts_.empty() && parts_.back().role == role && parts_.back().range.end == entry.range.begin)
+    if (!parts_.empty() && parts_.back().role == role && parts_.back().range.end == entry.range.begin &&
+        entry.param->rule == UpdateRule::adamw)
       parts_.back().range.end = entry.range.end;
     else
       parts_.push_back({role, entry.range, to});
@@ -79,7 +80,9 @@ void Snapshot::copy_parts(Stream& stream) {
   std::vector<Tile> tiles;
   for (const Part& part : parts_) {
     const auto bytes = static_cast<std::size_t>(part.range.size()) * sizeof(float);
-    if (part.role == Role::weight && params_.low().defined()) {
+    const FlatRange& biases = params_.flat_biases();
+    const bool bias = part.role == Role::weight && biases.size() > 0 && part.range.begin >= biases.begin;
+    if (part.role == Role::weight && params_.low().defined() && !bias) {
       for (Index begin = part.range.begin; begin < part.range.end; begin += kStagingElements) {
         const Index end = std::min(part.range.end, begin + kStagingElements), n = end - begin;
         float* const to = reinterpret_cast<float*>(part.to) + (begin - part.range.begin);
@@ -92,10 +95,12 @@ void Snapshot::copy_parts(Stream& stream) {
       }
       continue;
     }
-    const Tensor& flat = part.role == Role::weight    ? params_.master()
+    const Tensor& flat = bias                         ? params_.biases()
+                         : part.role == Role::weight  ? params_.master()
                          : part.role == Role::exp_avg ? params_.exp_avg()
                                                       : params_.exp_avg_sq();
-    const std::byte* const from = flat.data + part.range.begin * static_cast<Index>(sizeof(float));
+    const Index first = part.range.begin - (bias ? biases.begin : 0);
+    const std::byte* const from = flat.data + first * static_cast<Index>(sizeof(float));
     if (gpu_) {
       stream.queue().copy(part.to, from, bytes);
       continue;

@@ -193,6 +193,7 @@ void Trainer::open_metrics() {
 
 void Trainer::print_start(const RankPlan& plan) {
   if (!first_rank_) return;
+  for (const std::string& note : config_.model.notes) log_->warn(note);
   const MeshSizes& m = engine_->mesh().sizes();
   const bool gpu = engine_->stream().device() == Device::cuda;
   log_->info(format("{}: {}, {} rank(s) of {} thread(s) on {}; {}{}; {} {} FLOP/s", config_.run.name, m.to_string(),

@@ -55,6 +55,7 @@ std::map<std::string, NamedTensor> gather_tensors(const StageModel& model,
   std::map<std::string, NamedTensor> tensors;
   model.visit([&](Param& param) {
     const std::vector<float> memory = values(param);
+    if (memory.empty()) return;
     for (const Piece& piece : param.pieces) {
       NamedTensor& t = tensors[piece.name];
       if (t.values.empty()) {

@@ -121,7 +121,7 @@ def test_text_to_text(d):
 
 def test_parity(d):
     """Reference results of transformers; a changed weight is noticed."""
-    for name in ("llama_tiny", "gpt2_tiny"):
+    for name in ("llama_tiny", "gpt2_tiny", "deepseek_v3_tiny", "deepseek_v2_lite_tiny"):
         for device in DEVICES:
             run("parity", SOURCE / "tests/golden" / name, "--device", device, "--tolerance",
                 {"cpu": 1e-5, "cuda": 1e-4}[device], says="pass")

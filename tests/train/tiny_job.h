@@ -22,6 +22,8 @@ struct TinyModel {
   Index layers;
   Index heads, kv_heads;
   Index inner;  // what the tensor size must divide
+  // Makes a router choose every expert: then no rounding decides.
+  std::vector<std::string> undecided = {};
 };
 
 constexpr Index kLength = 13, kSamples = 24, kVocabulary = 331;
@@ -47,6 +49,28 @@ inline const std::vector<TinyModel>& tiny_models() {
        "intermediate_size: 40, max_position_embeddings: 17, initializer_range: 0.1, tie_word_embeddings: true, "
        "resid_pdrop: 0.1, embd_pdrop: 0.1, attn_pdrop: 0.1 }",
        8, 8, 8, 40},
+      {"deepseek_v3, 8 heads, 6 experts",
+       "{ type: deepseek_v3, vocab_size: 331, hidden_size: 24, num_hidden_layers: 8, num_attention_heads: 8, "
+       "intermediate_size: 40, q_lora_rank: 10, kv_lora_rank: 12, qk_nope_head_dim: 6, qk_rope_head_dim: 4, "
+       "v_head_dim: 5, first_k_dense_replace: 5, moe_intermediate_size: 8, n_routed_experts: 6, "
+       "num_experts_per_tok: 2, n_group: 3, topk_group: 2, routed_scaling_factor: 2.5, max_position_embeddings: 17, "
+       "rope_type: yarn, rope_factor: 2, rope_original_max_position_embeddings: 8, rope_mscale: 1, "
+       "rope_mscale_all_dim: 1, attention_bias: true, initializer_range: 0.2 }",
+       8,
+       8,
+       8,
+       8,
+       {"model.num_experts_per_tok=6", "model.topk_group=3"}},
+      {"deepseek_v2, 3 heads, 5 experts",
+       "{ type: deepseek_v2, vocab_size: 331, hidden_size: 21, num_hidden_layers: 8, num_attention_heads: 3, "
+       "intermediate_size: 45, kv_lora_rank: 11, qk_nope_head_dim: 5, qk_rope_head_dim: 2, v_head_dim: 7, "
+       "first_k_dense_replace: 6, moe_intermediate_size: 9, n_routed_experts: 5, n_shared_experts: 2, "
+       "num_experts_per_tok: 2, initializer_range: 0.2 }",
+       8,
+       3,
+       3,
+       9,
+       {"model.num_experts_per_tok=5"}},
   };
   return models;
 }
