@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/device/dispatch.cuh"
 #include "kernels/cuda/device/mma.cuh"
+#include "kernels/cuda/grouped_wgmma.h"
 
 namespace dstrain {
 
@@ -311,6 +312,7 @@ constexpr std::size_t kShared = static_cast<std::size_t>(kStages) * 2 * kTile * 
 void run(Cuda, Stream& stream, const GroupedMatmul& op) {
   const Index rows = op.c.dim(0), n = op.c.dim(1);
   if (rows == 0 || n == 0) return;
+  if (cuda::can_run_wgmma(op)) return cuda::grouped_matmul_wgmma(stream, op);
   const Problem p{.c = op.c.data,
                   .a = op.a.data,
                   .b = op.b.data,
@@ -343,6 +345,7 @@ void run(Cuda, Stream& stream, const GroupedMatmul& op) {
 void run(Cuda, Stream& stream, const GroupedGradient& op) {
   const Index m = op.a.dim(1), n = op.b.dim(1), groups = op.groups();
   if (m == 0 || n == 0) return;
+  if (cuda::can_run_wgmma(op)) return cuda::grouped_gradient_wgmma(stream, op);
   const Problem p{.c = op.c.data,
                   .a = op.a.data,
                   .b = op.b.data,
