@@ -7,10 +7,10 @@
 #include "kernels/cuda/device/dispatch.cuh"
 
 // Tiles of 128 x 256, by two warpgroups of 64 x 256; a third one loads, 64 of the sum at a time, four stages ahead.
-// Rows of a (and, in gradients, of b) come one by one through cp.async, so that they may be gathered, and are zeros
-// past the group's end; b of a product comes by TMA. Operands lie in shared memory as wgmma's 128-byte swizzle wants
-// them: rows of 64 elements, in which 16-byte chunk c of row r stands at c ^ r % 8. Blocks stay and take every
-// gridDim-th tile.
+// Rows of the operand of 128 come one by one through cp.async, so that they may be gathered, and are zeros past the
+// group's end; the operand of 256 comes by TMA, with rows of the next group past the end, which meet those zeros.
+// Operands lie in shared memory as wgmma's 128-byte swizzle wants them: rows of 64 elements, in which 16-byte chunk c
+// of row r stands at c ^ r % 8. Blocks stay and take every gridDim-th tile.
 
 namespace dstrain::cuda {
 
@@ -21,15 +21,17 @@ constexpr int kABytes = kM * kK * 2, kBBytes = kN * kK * 2, kStageBytes = kAByte
 constexpr std::size_t kShared = 1024 + static_cast<std::size_t>(kStages) * kStageBytes;
 using Half = __nv_bfloat16;
 
-enum class Kind { product, product_transposed, gradient };
+// gradient_swapped: c^T = b^T a, for a b that is gathered.
+enum class Kind { product, product_transposed, gradient, gradient_swapped };
+constexpr bool is_gradient(Kind kind) { return kind == Kind::gradient || kind == Kind::gradient_swapped; }
 
 struct Problem {
-  CUtensorMap b_map;  // of a product's b
+  CUtensorMap b_map;
   void* c;
-  const Half *a, *b;
-  const std::int32_t *offsets, *a_rows, *b_rows;
-  Index c_row, a_row, b_row;
-  int groups, m, n, k;  // m: rows of a group's gradient
+  const Half* a;
+  const std::int32_t *offsets, *a_rows;
+  Index c_row, a_row;
+  int groups, m, n, k;  // m: columns of a gradient's a; k: of a product
   bool accumulate;
 };
 
@@ -120,7 +122,7 @@ struct Tiles {
 
   __device__ int size(int g) const {
     const int rows = offsets[g + 1] - offsets[g];
-    return (kKind == Kind::gradient ? down : (rows + kM - 1) / kM) * across;
+    return (is_gradient(kKind) ? down : (rows + kM - 1) / kM) * across;
   }
   // Moves to the next tile; false when none is left.
   __device__ bool advance(int& row, int& column) {
@@ -161,29 +163,44 @@ __device__ inline void produce(const Problem& p, unsigned memory, std::uint64_t*
   unsigned parity = 1;
   while (tiles.advance(row, column)) {
     const int group = tiles.group, begin = tiles.offsets[group], end = tiles.offsets[group + 1];
-    const int length = kKind == Kind::gradient ? end - begin : p.k, steps = (length + kK - 1) / kK;
+    const int length = is_gradient(kKind) ? end - begin : p.k, steps = (length + kK - 1) / kK;
     const Half* rows[8];  // of a product: this thread's rows of a, or null
-    if constexpr (kKind != Kind::gradient) {
+    if constexpr (!is_gradient(kKind)) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const int at = begin + row + t / 8 + 16 * i;
         rows[i] = at < end ? p.a + static_cast<Index>(p.a_rows ? p.a_rows[at] : at) * p.a_row + t % 8 * 8 : nullptr;
       }
     }
+    // Of a gradient: where this thread's rows of the next step lie. Asked for a step ahead: the answer takes as long as
+    // the products of a step.
+    int next[4];
+    const auto find_rows = [&](int s) {
+      const int first = begin + s * kK + t / 8;
+      if (p.a_rows == nullptr) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) next[i] = min(first + 16 * i, end - 1);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) next[i] = p.a_rows[min(first + 16 * i, end - 1)];
+      }
+    };
+    if (is_gradient(kKind) && steps > 0) find_rows(0);
     for (int s = 0; s < steps; ++s) {
       barrier_wait(empty + stage, parity);
       const unsigned a = memory + stage * kStageBytes, b = a + kABytes;
-      if constexpr (kKind != Kind::gradient) {
-        if (t == 0) {
-          barrier_expect(full + stage, kBBytes);
-          if constexpr (kKind == Kind::product_transposed) {
-            load_box(b, &p.b_map, full + stage, s * kK, group * p.n + column);
-          } else {
+      if (t == 0) {
+        barrier_expect(full + stage, kBBytes);
+        if constexpr (kKind == Kind::product_transposed) {
+          load_box(b, &p.b_map, full + stage, s * kK, group * p.n + column);
+        } else {
+          const int first = is_gradient(kKind) ? begin + s * kK : group * p.k + s * kK;
 #pragma unroll
-            for (int i = 0; i < kN / 64; ++i)
-              load_box(b + i * kChunkBytes, &p.b_map, full + stage, column + i * 64, group * p.k + s * kK);
-          }
+          for (int i = 0; i < kN / 64; ++i)
+            load_box(b + i * kChunkBytes, &p.b_map, full + stage, column + i * 64, first);
         }
+      }
+      if constexpr (!is_gradient(kKind)) {
         const bool inside = s * kK + t % 8 * 8 < p.k;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
@@ -192,19 +209,16 @@ __device__ inline void produce(const Problem& p, unsigned memory, std::uint64_t*
         }
       } else {
         // A thread takes a chunk of every 16th row, of every piece of 64 columns.
+        const int here[4] = {next[0], next[1], next[2], next[3]};
+        if (s + 1 < steps) find_rows(s + 1);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int r = t / 8 + 16 * i, at = begin + s * kK + r, c = t % 8 * 8;
-          const bool there = at < end;
-          const Half* const from_a = p.a + static_cast<Index>(there && p.a_rows ? p.a_rows[at] : at) * p.a_row;
-          const Half* const from_b = p.b + static_cast<Index>(there && p.b_rows ? p.b_rows[at] : at) * p.b_row;
-          const unsigned to = r * 128 + ((t % 8 ^ r % 8) << 4);
+          const int r = t / 8 + 16 * i, c = row + t % 8 * 8;
+          const bool there = begin + s * kK + r < end;
+          const Half* const from = p.a + here[i] * p.a_row + c;
+          const unsigned to = a + r * 128 + ((t % 8 ^ r % 8) << 4);
 #pragma unroll
-          for (int j = 0; j < kM / 64; ++j)
-            copy_16(a + j * kChunkBytes + to, from_a + row + j * 64 + c, there && row + j * 64 + c < p.m);
-#pragma unroll
-          for (int j = 0; j < kN / 64; ++j)
-            copy_16(b + j * kChunkBytes + to, from_b + column + j * 64 + c, there && column + j * 64 + c < p.n);
+          for (int j = 0; j < kM / 64; ++j) copy_16(to + j * kChunkBytes, from + j * 64, there && c + j * 64 < p.m);
         }
       }
       barrier_arrive_after_copies(full + stage);
@@ -226,7 +240,7 @@ __device__ inline void consume(const Problem& p, unsigned memory, std::uint64_t*
   unsigned parity = 0;
   while (tiles.advance(row, column)) {
     const int group = tiles.group, begin = tiles.offsets[group], end = tiles.offsets[group + 1];
-    const int length = kKind == Kind::gradient ? end - begin : p.k, steps = (length + kK - 1) / kK;
+    const int length = is_gradient(kKind) ? end - begin : p.k, steps = (length + kK - 1) / kK;
     float d[128];
 #pragma unroll
     for (int i = 0; i < 128; ++i) d[i] = 0;
@@ -240,7 +254,7 @@ __device__ inline void consume(const Problem& p, unsigned memory, std::uint64_t*
 #pragma unroll
       for (int k = 0; k < kK / 16; ++k) {
         constexpr int kStepAlong = 32, kStepAcross = 16 * 128;  // bytes of 16 of the sum
-        constexpr bool kAcrossA = kKind == Kind::gradient, kAcrossB = kKind != Kind::product_transposed;
+        constexpr bool kAcrossA = is_gradient(kKind), kAcrossB = kKind != Kind::product_transposed;
         wgmma<kAcrossA, kAcrossB>(d, descriptor(a + k * (kAcrossA ? kStepAcross : kStepAlong), kChunkBytes),
                                   descriptor(b + k * (kAcrossB ? kStepAcross : kStepAlong), kChunkBytes));
       }
@@ -257,7 +271,21 @@ __device__ inline void consume(const Problem& p, unsigned memory, std::uint64_t*
     if (last >= 0 && lane == 0) barrier_arrive(empty + last);
 
     const int first = row + group_of_warps * 64 + warp * 16 + lane / 4;  // and first + 8
-    if constexpr (kKind == Kind::gradient) {
+    if constexpr (kKind == Kind::gradient_swapped) {
+      float* const out = static_cast<float*>(p.c) + static_cast<Index>(group) * p.n * p.c_row;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int r = first + 8 * half;
+#pragma unroll
+        for (int j = 0; j < kN / 4; ++j) {
+          const int c = column + j / 2 * 8 + lane % 4 * 2 + j % 2;
+          if (r >= p.m || c >= p.n) continue;
+          float* const to = out + static_cast<Index>(c) * p.c_row + r;
+          const float v = d[4 * (j / 2) + 2 * half + j % 2];
+          *to = p.accumulate ? *to + v : v;
+        }
+      }
+    } else if constexpr (kKind == Kind::gradient) {
       float* const out = static_cast<float*>(p.c) + static_cast<Index>(group) * p.m * p.c_row;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -312,7 +340,7 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_kernel(const __grid_const
   for (int i = static_cast<int>(threadIdx.x); i <= p.groups; i += kThreads) offsets[i] = p.offsets[i];
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
-      barrier_init(full + i, kProducers + (kKind == Kind::gradient ? 0 : 1));
+      barrier_init(full + i, kProducers + 1);
       barrier_init(empty + i, 8);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -394,20 +422,18 @@ bool can_run_wgmma(const GroupedMatmul& op) {
 
 bool can_run_wgmma(const GroupedGradient& op) {
   return op.a.dtype == DType::bf16 && aligned_rows(op.a) && aligned_rows(op.b) && aligned_rows(op.c) &&
-         op.groups() <= kMostGroups && hopper();
+         op.groups() <= kMostGroups && op.rows > 0 && fits(op.rows) &&
+         !(op.a_rows_of.defined() && op.b_rows_of.defined()) && hopper();
 }
 
 void grouped_matmul_wgmma(Stream& stream, const GroupedMatmul& op) {
   const Problem p{.b_map = box_map(op.b, op.transpose_b ? kN : kK),
                   .c = op.c.data,
                   .a = pointer<Half>(op.a),
-                  .b = nullptr,
                   .offsets = op.offsets.as<std::int32_t>(),
                   .a_rows = op.rows_of.defined() ? op.rows_of.as<std::int32_t>() : nullptr,
-                  .b_rows = nullptr,
                   .c_row = op.c.stride(0),
                   .a_row = op.a.stride(0),
-                  .b_row = op.b.stride(0),
                   .groups = static_cast<int>(op.groups()),
                   .m = 0,
                   .n = static_cast<int>(op.c.dim(1)),
@@ -420,22 +446,25 @@ void grouped_matmul_wgmma(Stream& stream, const GroupedMatmul& op) {
 }
 
 void grouped_gradient_wgmma(Stream& stream, const GroupedGradient& op) {
-  const Problem p{.b_map = {},
+  const bool swapped = op.b_rows_of.defined();
+  const Tensor &a = swapped ? op.b : op.a, &b = swapped ? op.a : op.b;
+  const Tensor& a_rows_of = swapped ? op.b_rows_of : op.a_rows_of;
+  const Problem p{.b_map = box_map(b, kK),
                   .c = op.c.data,
-                  .a = pointer<Half>(op.a),
-                  .b = pointer<Half>(op.b),
+                  .a = pointer<Half>(a),
                   .offsets = op.offsets.as<std::int32_t>(),
-                  .a_rows = op.a_rows_of.defined() ? op.a_rows_of.as<std::int32_t>() : nullptr,
-                  .b_rows = op.b_rows_of.defined() ? op.b_rows_of.as<std::int32_t>() : nullptr,
+                  .a_rows = a_rows_of.defined() ? a_rows_of.as<std::int32_t>() : nullptr,
                   .c_row = op.c.stride(0),
-                  .a_row = op.a.stride(0),
-                  .b_row = op.b.stride(0),
+                  .a_row = a.stride(0),
                   .groups = static_cast<int>(op.groups()),
-                  .m = static_cast<int>(op.a.dim(1)),
-                  .n = static_cast<int>(op.b.dim(1)),
+                  .m = static_cast<int>(a.dim(1)),
+                  .n = static_cast<int>(b.dim(1)),
                   .k = 0,
                   .accumulate = op.write == Write::accumulate};
-  start<Kind::gradient>(stream, p, GroupedGradient::name);
+  if (swapped)
+    start<Kind::gradient_swapped>(stream, p, GroupedGradient::name);
+  else
+    start<Kind::gradient>(stream, p, GroupedGradient::name);
 }
 
 }  // namespace dstrain::cuda

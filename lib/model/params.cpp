@@ -74,32 +74,57 @@ KvShard kv_shard(Index kv_heads, TensorShard shard) {
   return {.first = shard.rank / replicas, .heads = 1, .replicas = replicas, .owned = shard.rank % replicas == 0};
 }
 
-void initialize(const Param& param, std::uint64_t seed, float* memory) {
-  std::fill(memory, memory + param.numel(), 0.0f);
+namespace {
+
+// Rows [begin, end) of a piece, along the file's first axis.
+void initialize_rows(const Param& param, const Piece& piece, std::uint64_t seed, Index begin, Index end,
+                     float* memory) {
+  const Philox generator = philox(seed, piece.name);
   const Index width = param.row_width();
-  for (const Piece& piece : param.pieces) {
-    const Philox generator = philox(seed, piece.name);
-    const bool matrix = piece.global.rank() == 2;
-    const Index stride = matrix ? piece.global[1] : 1;  // of the file's first axis
-    for (Index i = 0; i < piece.extent[0]; ++i) {
-      const Index n = matrix ? piece.extent[1] : 1;
-      const Index first = (piece.offset[0] + i) * stride + (matrix ? piece.offset[1] : 0);
-      std::array<float, 4> four{};
-      Index group = -1;
-      for (Index j = 0; j < n; ++j) {
-        const Index element = first + j;
-        float value = param.init == Init::ones ? 1.0f : 0.0f;
-        if (param.init == Init::normal) {
-          if (element / 4 != group) {
-            group = element / 4;
-            four = normal4(generator, 0, static_cast<std::uint64_t>(group));
-          }
-          value = param.init_std * four[static_cast<std::size_t>(element % 4)];
+  const bool matrix = piece.global.rank() == 2;
+  const Index stride = matrix ? piece.global[1] : 1;  // of the file's first axis
+  for (Index i = begin; i < end; ++i) {
+    const Index n = matrix ? piece.extent[1] : 1;
+    const Index first = (piece.offset[0] + i) * stride + (matrix ? piece.offset[1] : 0);
+    std::array<float, 4> four{};
+    Index group = -1;
+    for (Index j = 0; j < n; ++j) {
+      const Index element = first + j;
+      float value = param.init == Init::ones ? 1.0f : 0.0f;
+      if (param.init == Init::normal) {
+        if (element / 4 != group) {
+          group = element / 4;
+          four = normal4(generator, 0, static_cast<std::uint64_t>(group));
         }
-        memory[piece.transposed ? (piece.row + j) * width + i : (piece.row + i) * width + j] = value;
+        value = param.init_std * four[static_cast<std::size_t>(element % 4)];
       }
+      memory[piece.transposed ? (piece.row + j) * width + i : (piece.row + i) * width + j] = value;
     }
   }
+}
+
+}  // namespace
+
+void initialize(const Param& param, std::uint64_t seed, float* memory, ThreadPool& pool) {
+  constexpr Index kElements = 1 << 16;  // that one thread makes at a time
+  struct Part {
+    const Piece* piece;
+    Index begin, end;
+  };
+  std::vector<Part> parts;
+  for (const Piece& piece : param.pieces) {
+    const Index n = piece.global.rank() == 2 ? piece.extent[1] : 1,
+                rows = std::max<Index>(1, kElements / std::max<Index>(1, n));
+    for (Index i = 0; i < piece.extent[0]; i += rows) parts.push_back({&piece, i, std::min(piece.extent[0], i + rows)});
+  }
+  const Index all = param.numel();
+  pool.parallel_for((all + kElements - 1) / kElements, [&](std::int64_t i) {
+    std::fill(memory + i * kElements, memory + std::min(all, (i + 1) * kElements), 0.0f);
+  });
+  pool.parallel_for(static_cast<std::int64_t>(parts.size()), [&](std::int64_t i) {
+    const Part& part = parts[static_cast<std::size_t>(i)];
+    initialize_rows(param, *part.piece, seed, part.begin, part.end, memory);
+  });
 }
 
 namespace {

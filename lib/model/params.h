@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "lib/core/thread_pool.h"
 #include "lib/layers/param.h"
 
 namespace dstrain {
@@ -50,7 +51,7 @@ KvShard kv_shard(Index kv_heads, TensorShard shard);
 
 // Initial values of the master into `memory` (param.numel(), laid out as the Param): normal by (seed, tensor name,
 // element index in the file), so that they do not depend on any layout. Padding becomes 0.
-void initialize(const Param& param, std::uint64_t seed, float* memory);
+void initialize(const Param& param, std::uint64_t seed, float* memory, ThreadPool& pool);
 
 // Copies between a Param's storage of float32 (`memory`, laid out as the Param) and a piece in the file's orientation.
 void scatter_piece(const Param& param, const Piece& piece, const float* file, float* memory);

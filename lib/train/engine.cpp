@@ -160,20 +160,12 @@ void Engine::check_recordable() {
 }
 
 void Engine::initialize(std::uint64_t seed) {
-  std::vector<const Param*> params;
-  stage_->model().visit([&](Param& p) { params.push_back(&p); });
-  // In groups, so that host memory stays small.
-  const auto group = static_cast<std::size_t>(std::max(1, pool_->threads()));
-  for (std::size_t begin = 0; begin < params.size(); begin += group) {
-    const std::size_t n = std::min(group, params.size() - begin);
-    std::vector<std::vector<float>> values(n);
-    pool_->parallel_for(static_cast<std::int64_t>(n), [&](std::int64_t i) {
-      const auto at = static_cast<std::size_t>(i);
-      values[at].resize(static_cast<std::size_t>(params[begin + at]->numel()));
-      dstrain::initialize(*params[begin + at], seed, values[at].data());
-    });
-    for (std::size_t i = 0; i < n; ++i) write(*params[begin + i], Role::weight, values[i]);
-  }
+  std::vector<float> values;
+  stage_->model().visit([&](Param& p) {
+    values.resize(static_cast<std::size_t>(p.numel()));
+    dstrain::initialize(p, seed, values.data(), *pool_);
+    write(p, Role::weight, values);
+  });
   if (use_ != EngineUse::training) return;
   for (const Tensor& t : {params_->gradient(), params_->exp_avg(), params_->exp_avg_sq()})
     launch(stream_, Fill{.y = t});

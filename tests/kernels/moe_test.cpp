@@ -111,6 +111,9 @@ TEST_CASE("grouped_matmul") {
         check_product({{0, 0}}, 8, 8, dtype, transpose_b, gather, 0);
       }
   check_product({std::vector<Index>(70, 3)}, 16, 16, DType::bf16, true, true, 0);
+  // More steps than a pipeline of loads has stages, more tiles than one, the last ones not full.
+  for (const bool transpose_b : {false, true})
+    check_product({{150, 0, 7, 40}}, 272, 456, DType::bf16, transpose_b, true, 0);
 }
 
 TEST_CASE("grouped_gradient") {
@@ -122,6 +125,8 @@ TEST_CASE("grouped_gradient") {
         check_group_gradient({{65, 1}}, 136, 144, dtype, write, gathers);
         check_group_gradient({{0}}, 8, 8, dtype, write, gathers);
       }
+  for (const Write write : {Write::overwrite, Write::accumulate})
+    for (const int gathers : {0, 1, 2}) check_group_gradient({{430, 0, 3, 70}}, 152, 272, DType::bf16, write, gathers);
 }
 
 namespace {

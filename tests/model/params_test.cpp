@@ -50,7 +50,8 @@ TEST_CASE("initial values do not depend on how a tensor is cut, merged or transp
   constexpr Index rows = 6, columns = 5;
   const auto whole = [&](bool transposed) {
     Stored s(weight_param({{"w", rows, 0, rows}}, {columns, 0, columns}, transposed, 0.5f));
-    initialize(s.param, 3, s.param.master.as<float>());
+    ThreadPool pool(2);
+    initialize(s.param, 3, s.param.master.as<float>(), pool);
     std::vector<float> file(rows * columns);
     gather_piece(s.param, s.param.pieces[0], s.param.master.as<float>(), file.data());
     return file;
@@ -63,7 +64,8 @@ TEST_CASE("initial values do not depend on how a tensor is cut, merged or transp
 
   // Rows 2..4 below another tensor, columns 1..3, padded.
   Stored part(weight_param({{"other", 4, 0, 4}, {"w", rows, 2, 3}}, {columns, 1, 3}, false, 0.5f, 2));
-  initialize(part.param, 3, part.param.master.as<float>());
+  ThreadPool pool(1);
+  initialize(part.param, 3, part.param.master.as<float>(), pool);
   CHECK(part.param.shape == Shape{9, 3});
   const float* m = part.param.master.as<float>();
   for (Index i = 0; i < 3; ++i)
@@ -75,7 +77,8 @@ TEST_CASE("initial values do not depend on how a tensor is cut, merged or transp
 TEST_CASE("initial values are normal with the standard deviation asked for", "[model]") {
   constexpr Index n = 200000;
   Stored s(weight_param({{"w", n / 100, 0, n / 100}}, {100, 0, 100}, false, 0.02f));
-  initialize(s.param, 1, s.param.master.as<float>());
+  ThreadPool pool(2);
+  initialize(s.param, 1, s.param.master.as<float>(), pool);
   const float* v = s.param.master.as<float>();
   double sum = 0, squares = 0;
   for (Index i = 0; i < n; ++i) sum += v[i], squares += static_cast<double>(v[i]) * v[i];
