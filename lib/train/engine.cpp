@@ -239,10 +239,14 @@ void Engine::run_checks(std::span<const Batch> micro_batches, const StepChecks& 
   const Tensor &compute = params_->compute(), &master = params_->master();
   if (checks.replicas)
     sum_bits(2, {compute, master.data == compute.data ? Tensor{} : master, params_->low(), params_->exp_avg(),
-                 params_->exp_avg_sq()});
+                 params_->exp_avg_sq(), compute.dtype == DType::bf16 ? params_->biases() : Tensor{}});
   if (checks.recompute) {
     execute(single_program_, *stage_, *groups_.pipeline, stream_, micro_batches.first(1),
-            {.mode = Mode::train, .seed = config_.run.seed, .loss_scale = loss_scale_, .loss = result_.slice(0, 1, 2)});
+            {.mode = Mode::train,
+             .seed = config_.run.seed,
+             .loss_scale = loss_scale_,
+             .loss = result_.slice(0, 1, 2),
+             .sample_share = sample_share(micro_batches)});
     sum_bits(0, {params_->gradient()});
   }
   if (timed)
