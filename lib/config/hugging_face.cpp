@@ -366,7 +366,8 @@ void read_rope(const Json& value, const std::string& name, const Json& root, Mod
       model = config.model;
     } else if (key == "rope_type" || key == "type") {
       if (v != Json("default"))
-        errors.push_back(format("{}: {} is not supported; only default is", path, shown_json(v)));
+        errors.push_back(format("{}: {} is not supported; only {}", path, shown_json(v),
+                                model.deepseek() ? "default and yarn are" : "default is"));
     } else if (key == "rope_theta") {
       Assign assign{"rope_theta", v, {}};
       Config config;

@@ -83,6 +83,52 @@ TEST_CASE("both spellings of the rotary base, and GPT-2's other names") {
   CHECK(model_from_json(R"({"model_type": "gpt2", "hidden_size": 96})", "c").hidden_size == 96);
 }
 
+TEST_CASE("config.json of DeepSeek-V3 and V2, in transformers' forms of version 5 and 4") {
+  const ModelConfig v3 = model_from_hugging_face(system_files(), golden("deepseek_v3_tiny/config.json"));
+  CHECK(v3.type == "deepseek_v3");
+  CHECK(v3.q_lora_rank == 24);
+  CHECK(v3.kv_lora_rank == 16);
+  CHECK(v3.qk_nope_head_dim == 8);
+  CHECK(v3.qk_rope_head_dim == 4);
+  CHECK(v3.v_head_dim == 8);
+  CHECK(v3.n_routed_experts == 8);
+  CHECK(v3.num_experts_per_tok == 2);
+  CHECK(v3.n_group == 4);
+  CHECK(v3.topk_group == 2);
+  CHECK(v3.norm_topk_prob);
+  CHECK(v3.routed_scaling_factor == 2.5);
+  CHECK(v3.rope_type == "yarn");
+  CHECK(v3.rope_factor == 4.0);
+  CHECK(v3.rope_original_max_position_embeddings == 16);
+  CHECK(v3.rope_mscale_all_dim == 1.0);
+  REQUIRE(v3.notes.size() == 1);
+  CHECK(v3.notes[0].find("num_nextn_predict_layers 1: multi-token prediction is off") != std::string::npos);
+
+  const ModelConfig v2 = model_from_json(R"({"model_type": "deepseek_v2", "q_lora_rank": null, "n_group": null,
+      "topk_method": "greedy", "num_experts_per_tok": 6, "seq_aux": true, "aux_loss_alpha": 0.001, "rope_theta": 10000,
+      "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32,
+                       "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707}})",
+                                         "c");
+  CHECK(v2.q_lora_rank == 0);
+  CHECK(v2.n_group == 1);
+  CHECK(v2.n_routed_experts == 64);
+  CHECK(v2.n_shared_experts == 2);
+  CHECK(v2.rope_type == "yarn");
+  CHECK(v2.rope_mscale == 0.707);
+  const auto refused = [](const char* type, const char* keys) {
+    return report(format(R"({{"model_type": "{}", {}}})", type, keys));
+  };
+  CHECK(refused("deepseek_v3", R"("scoring_func": "softmax")") ==
+        "c.json: scoring_func: \"softmax\" is not supported; only \"sigmoid\" is");
+  CHECK(refused("deepseek_v3", R"("moe_layer_freq": 2)") == "c.json: moe_layer_freq: 2 is not supported; only 1 is");
+  CHECK(refused("deepseek_v2", R"("norm_topk_prob": true)") ==
+        "c.json: norm_topk_prob: true is not supported; only false is");
+  CHECK(refused("deepseek_v2", R"("rope_scaling": {"type": "linear"})") ==
+        "c.json: rope_scaling.type: \"linear\" is not supported; only default and yarn are");
+  CHECK(refused("deepseek_v2", R"("quantization_config": {"quant_method": "fp8"})") ==
+        "c.json: quantization_config: {\"quant_method\":\"fp8\"} is not supported; only null is");
+}
+
 TEST_CASE("what changes the maths is refused by name and value") {
   const std::pair<const char*, const char*> llama[] = {
       {R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0})",
@@ -135,7 +181,8 @@ TEST_CASE("what changes the maths is refused by name and value") {
     else
       CHECK(found.find("differs from") != std::string::npos);
   }
-  CHECK(report(R"({"model_type": "mamba"})") == "c.json: model_type: \"mamba\" is not supported; llama and gpt2 are");
+  CHECK(report(R"({"model_type": "mamba"})") ==
+        "c.json: model_type: \"mamba\" is not supported; llama, gpt2, deepseek_v2 and deepseek_v3 are");
   CHECK(report("[]") == "c.json: expected a mapping, found []");
   CHECK(report("{").find("c.json: not valid JSON: ") == 0);
   CHECK(report(std::string(100, '[')).find("c.json: ") == 0);

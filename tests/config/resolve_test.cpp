@@ -133,6 +133,47 @@ TEST_CASE("each rule that joins keys has its own words, both places and legal ne
   for (const Case& c : cases) CHECK(report(c.ranks, c.overrides) == c.expected);
 }
 
+TEST_CASE("what a DeepSeek model lacks or cannot be is said") {
+  const auto said = [](const std::string& keys, int ranks = 1, const std::string& rest = "") {
+    try {
+      resolve(parse_config(system_files(), "j",
+                           "run: {dir: r}\nmodel: {type: deepseek_v3, vocab_size: 64, hidden_size: 32, "
+                           "num_hidden_layers: 4, num_attention_heads: 4, intermediate_size: 64" +
+                               keys + "}\n" +
+                               "training: {steps: 10, sequence_length: 16, global_batch_size: 8, "
+                               "micro_batch_size: 2}\n" +
+                               rest,
+                           {}),
+              ranks);
+      return std::string();
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+  };
+  CHECK(said("") ==
+        "j: model.kv_lora_rank: missing; deepseek_v3 has no default (model.kv_lora_rank is the default)\n"
+        "j: model.n_routed_experts: missing; deepseek_v3 has no default (model.n_routed_experts is the default)\n"
+        "j: model.moe_intermediate_size: missing; deepseek_v3 has no default (model.moe_intermediate_size is the "
+        "default)\n"
+        "j: model.num_experts_per_tok: missing; deepseek_v3 has no default (model.num_experts_per_tok is the default)");
+  const std::string whole =
+      ", kv_lora_rank: 8, n_routed_experts: 8, moe_intermediate_size: 6, num_experts_per_tok: 4, n_group: 4";
+  CHECK(said(whole + ", topk_group: 2") == "");
+  CHECK_THAT(said(whole),
+             Catch::Matchers::Contains("model.num_experts_per_tok: 4 is more than the 2 experts of 1 groups"));
+  CHECK_THAT(said(whole + ", topk_group: 5"),
+             Catch::Matchers::Contains("model.topk_group: 5 is more than model.n_group: 4"));
+  CHECK_THAT(said(whole + ", topk_group: 2, qk_rope_head_dim: 7"),
+             Catch::Matchers::Contains("model.qk_rope_head_dim: 7 elements cannot be rotated in pairs"));
+  CHECK_THAT(said(whole + ", topk_group: 2, qk_nope_head_dim: 250"), Catch::Matchers::Contains("at most 256"));
+  CHECK_THAT(said(whole + ", topk_group: 2", 4, "parallel: {tensor: 4}\n"),
+             Catch::Matchers::Contains("parallel.tensor: 4 does not divide model.moe_intermediate_size: 6"));
+  CHECK_THAT(said(whole + ", topk_group: 2, topk_method: greedy"),
+             Catch::Matchers::Contains("model.topk_method: only model.type deepseek_v2 has it"));
+  CHECK_THAT(report(1, {}, "moe: {bias_update_rate: 0.1}\n"),
+             Catch::Matchers::Contains("moe.bias_update_rate: only model.type deepseek_v3 has it"));
+}
+
 TEST_CASE("resolve fills in what is derived") {
   const Config c = resolve(parse_config(system_files(), "job.yaml", kBase, {"parallel.tensor=2"}), 4);
   CHECK(c.parallel.data == 2);
@@ -190,7 +231,7 @@ TEST_CASE("explain prints type, range, default and meaning") {
   CHECK(explain("optimizer.lr") == "optimizer.lr\n  peak learning rate\n  number in [0, 1000]; default 0.001\n");
   CHECK(explain("model.rms_norm_eps") ==
         "model.rms_norm_eps\n  epsilon of RMSNorm\n  number in [1e-30, 1]; default 1.0e-06\n  only for model.type "
-        "llama\n");
+        "llama, deepseek_v2, deepseek_v3\n");
   CHECK(explain("observe") ==
         "observe: what else a run writes for people to look at\n"
         "observe.tensorboard\n"
