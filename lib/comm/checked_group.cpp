@@ -65,7 +65,7 @@ class CheckedGroup final : public ProcessGroup {
         theirs.push_back(common);
         theirs.back().bytes = receive_counts[at];
       }
-      swap_and_compare(mine, theirs);
+      swap_and_compare(stream, mine, theirs);
     }
     group_->all_to_all(stream, out, in, receive_counts, send_counts);
   }
@@ -74,8 +74,8 @@ class CheckedGroup final : public ProcessGroup {
     group_->broadcast(stream, tensor, root);
   }
   void exchange(Stream& stream, std::span<const Send> sends, std::span<const Receive> receives) override {
-    if (checks(stream)) check_exchange(sends, receives);
-    group_->exchange(stream, sends, receives);
+    if (!checks(stream)) return group_->exchange(stream, sends, receives);
+    checked_exchange(stream, sends, receives);
   }
   void barrier(Stream& stream) override {
     compare(stream, Call::barrier, Tensor(nullptr, DType::u8, Device::cpu, {0}), 0);
@@ -98,15 +98,15 @@ class CheckedGroup final : public ProcessGroup {
          name(), rank(), mine.to_string(), other, theirs.to_string());
   }
 
-  void compare(const Stream& stream, Call call, const Tensor& tensor, std::int64_t argument) {
+  void compare(Stream& stream, Call call, const Tensor& tensor, std::int64_t argument) {
     if (!checks(stream)) return;
     const Print mine = next(call, tensor, argument);
     const std::vector<Print> all(static_cast<std::size_t>(size()), mine);
-    swap_and_compare(all, all);
+    swap_and_compare(stream, all, all);
   }
 
   // Sends mine[r] to member r, and expects theirs[r] from it.
-  void swap_and_compare(const std::vector<Print>& mine, const std::vector<Print>& theirs) {
+  void swap_and_compare(Stream& stream, const std::vector<Print>& mine, const std::vector<Print>& theirs) {
     std::vector<Print> out = mine, in(out.size());
     std::vector<Send> sends;
     std::vector<Receive> receives;
@@ -115,42 +115,54 @@ class CheckedGroup final : public ProcessGroup {
       sends.push_back({words(&out[static_cast<std::size_t>(r)]), r});
       receives.push_back({words(&in[static_cast<std::size_t>(r)]), r});
     }
-    group_->exchange(stream_, sends, receives);
+    group_->exchange(stream, sends, receives);
     for (int r = 0; r < size(); ++r) {
       const auto at = static_cast<std::size_t>(r);
       if (r != rank() && !(in[at] == theirs[at])) differ(theirs[at], r, in[at]);
     }
   }
 
-  // Pairs count their messages; the rest of the group need not take part.
-  void check_exchange(std::span<const Send> sends, std::span<const Receive> receives) {
+  // Pairs count their messages; the rest of the group need not take part. A message's print travels with it, in the
+  // same exchange: a pair's sends and receives may meet in different calls of each.
+  void checked_exchange(Stream& stream, std::span<const Send> sends, std::span<const Receive> receives) {
     const auto print = [](std::int64_t sequence, const Tensor& t) {
       return Print{sequence, static_cast<std::int64_t>(Call::exchange), static_cast<std::int64_t>(t.bytes()),
                    static_cast<std::int64_t>(t.dtype), 0};
     };
     std::vector<Print> out(sends.size()), in(receives.size());
-    std::vector<Send> headers;
-    std::vector<Receive> expected;
+    std::vector<Send> all_sends;
+    std::vector<Receive> all_receives;
     for (std::size_t i = 0; i < sends.size(); ++i) {
-      if (sends[i].to == rank()) continue;
-      out[i] = print(++sent_[static_cast<std::size_t>(sends[i].to)], sends[i].tensor);
-      headers.push_back({words(&out[i]), sends[i].to});
+      if (sends[i].to != rank()) {
+        out[i] = print(++sent_[static_cast<std::size_t>(sends[i].to)], sends[i].tensor);
+        all_sends.push_back({words(&out[i]), sends[i].to});
+      }
+      all_sends.push_back(sends[i]);
     }
-    for (std::size_t i = 0; i < receives.size(); ++i)
-      if (receives[i].from != rank()) expected.push_back({words(&in[i]), receives[i].from});
-    group_->exchange(stream_, headers, expected);
     for (std::size_t i = 0; i < receives.size(); ++i) {
-      if (receives[i].from == rank()) continue;
-      const Print mine = print(++received_[static_cast<std::size_t>(receives[i].from)], receives[i].tensor);
-      if (!(in[i] == mine)) differ(mine, receives[i].from, in[i]);
+      if (receives[i].from != rank()) all_receives.push_back({words(&in[i]), receives[i].from});
+      all_receives.push_back(receives[i]);
     }
+    const auto compare_prints = [&] {
+      for (std::size_t i = 0; i < receives.size(); ++i) {
+        if (receives[i].from == rank() || in[i].sequence == 0) continue;  // 0: has not come
+        const auto from = static_cast<std::size_t>(receives[i].from);
+        const Print mine = print(++received_[from], receives[i].tensor);
+        if (!(in[i] == mine)) differ(mine, receives[i].from, in[i]);
+      }
+    };
+    try {
+      group_->exchange(stream, all_sends, all_receives);
+    } catch (const Error&) {
+      compare_prints();  // sizes that differ end the exchange itself
+      throw;
+    }
+    compare_prints();
   }
 
   std::unique_ptr<ProcessGroup> group_;
   std::int64_t calls_ = 0;
   std::vector<std::int64_t> sent_, received_;  // messages of exchanges by member
-  ThreadPool pool_{1};
-  Stream stream_{Device::cpu, Device::cpu, &pool_, nullptr, nullptr};
 };
 
 }  // namespace
