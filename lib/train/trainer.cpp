@@ -128,11 +128,13 @@ void Trainer::start() {
 
   evaluated_ = everyone.sum(static_cast<Index>(first_rank_ && metrics_->evaluated() ? 1 : 0)) > 0;
 
+  if (stops_at_start()) return;
   // Rates and costs of all ranks together.
   flops_ = everyone.sum(plan.step.total().flops);
   flops_full_ = everyone.sum(plan.step.total().flops_full);
   ceiling_ = everyone.sum(peak_ > 0 ? peak_ : measure_matmul_rate(engine_->stream()));
   print_start(plan);
+  stops_at_start();
 }
 
 void Trainer::tune() {

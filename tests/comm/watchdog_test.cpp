@@ -148,9 +148,9 @@ TEST_CASE("a rank that makes no progress is told, with what it did last", "[watc
   Watchdog watchdog(*world, clock, nullptr,
                     {.tell = [&](const Watchdog::Ending& e) { said = e.text; },
                      .leave = [&](ExitCode code) { left = static_cast<int>(code); }});
-  watchdog.here().enter(PackedText("step"), 0.4);
-  // Progress keeps it quiet, for much longer than the limit in all.
-  for (int i = 0; i < 100; ++i) {
+  watchdog.here().enter(PackedText("step"), 2);
+  // Progress keeps it quiet, for longer than the limit in all.
+  for (int i = 0; i < 250; ++i) {
     watchdog.here().launched(PackedText("matmul"));
     system_clock().sleep(0.01);
   }
@@ -162,7 +162,7 @@ TEST_CASE("a rank that makes no progress is told, with what it did last", "[watc
   REQUIRE(left == 0);
   REQUIRE(within(5, [&] { return left != 0; }));
   CHECK(left == 11);
-  CHECK_THAT(said, Catch::Matchers::Contains("makes no progress for 0."));
+  CHECK_THAT(said, Catch::Matchers::Contains("makes no progress for "));
   CHECK_THAT(said, Catch::Matchers::Contains("last seen in step 0, last op 'matmul'"));
 }
 
