@@ -59,8 +59,7 @@ double seconds_of(const std::function<void()>& work) {
 
 // Trains and saves `repeats` times.
 Saves measure(BenchJob& job, const Config& config, const std::string& directory, int repeats) {
-  const Groups groups = make_groups(*job.world, job.mesh, Poster::checkpoint);
-  Checkpointer checkpointer(config, system_files(), system_clock(), directory, *groups.control, *job.engine);
+  Checkpointer checkpointer(config, system_files(), system_clock(), directory, *job.world, *job.engine);
   CheckpointState state{.seed = config.run.seed, .config_hash = job_identity(config), .mesh = job.mesh.sizes()};
   Saves saves;
   for (int i = 0; i < repeats; ++i) {
@@ -82,7 +81,7 @@ Saves measure(BenchJob& job, const Config& config, const std::string& directory,
 
 ExitCode bench_checkpoint(const JobOptions& options, const std::string& where, int repeats) {
   BenchJob job(options);
-  const Groups groups = make_groups(*job.world, job.mesh, Poster::checkpoint);
+  const Groups groups = make_groups(*job.world, job.mesh, Poster::trainer);
   const ScratchDirectory directory(where.empty() ? job.config.run.dir + ".bench" : where, *groups.control);
   Config config = job.config;
   config.checkpoint.async = true;
@@ -105,7 +104,7 @@ ExitCode bench_checkpoint(const JobOptions& options, const std::string& where, i
   std::printf("stall        %.1f ms (worst %.1f): asynchronous save\n", 1e3 * stall, 1e3 * quantile(async.stall, 1));
   std::printf("ratio        %.2f copies of the state\n", stall / copy);
   std::printf("synchronous  %.1f ms; the stall is %.1f%% of it\n", 1e3 * whole, 100 * stall / whole);
-  std::printf("in the back  %.1f ms to a durable checkpoint; a step meanwhile %.1f ms, otherwise %.1f ms\n",
+  std::printf("write        %.1f ms in the back to a durable checkpoint; a step meanwhile %.1f ms, otherwise %.1f ms\n",
               1e3 * quantile(async.total, 0.5), 1e3 * quantile(async.steps_during, 0.5),
               1e3 * quantile(async.steps, 0.5));
   return ExitCode::ok;

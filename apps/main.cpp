@@ -58,7 +58,9 @@ int run(int argc, char** argv) {
 }  // namespace dstrain
 
 int main(int argc, char** argv) {
-  std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is an error of that write, not the end of the run
+  // A closed pipe and a file past the size that ulimit allows are errors of that write, not the end of the run.
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
   try {
     return dstrain::run(argc, argv);
   } catch (const dstrain::Error& e) {

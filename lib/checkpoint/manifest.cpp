@@ -51,19 +51,44 @@ Shape shape_of(const Json& json) {
   return Shape(dims);
 }
 
+// A value as a message shows it: in ASCII, without control characters, and no longer than a line.
+std::string shown(const Json& json) {
+  std::string text = json.dump(-1, ' ', true, Json::error_handler_t::replace);
+  if (text.size() > 80) text = text.substr(0, 80) + "...";
+  return text;
+}
+
+// A name as it goes into paths of datasets, messages and tables.
+std::string name_in(const Json& json) {
+  const auto name = json.get<std::string>();
+  require(!name.empty() && name.size() <= kLongestName, ExitCode::checkpoint,
+          "a name of {} bytes, {}; 1 to {} are read", name.size(), shown(json), kLongestName);
+  for (const char c : name)
+    require(static_cast<unsigned char>(c) > ' ' && c != 127 && c != '\\', ExitCode::checkpoint,
+            "the name {} has a character that names must not have", shown(json));
+  for (std::size_t at = 0; at <= name.size();) {
+    const std::size_t end = std::min(name.find('/', at), name.size());
+    const std::string_view part(name.data() + at, end - at);
+    require(!part.empty() && part != "." && part != "..", ExitCode::checkpoint,
+            "the name {} has a part that names must not have", shown(json));
+    at = end + 1;
+  }
+  return name;
+}
+
 std::uint64_t hash_of(const std::string& digits) {
   std::uint64_t value = 0;
   for (const char c : digits) {
     const bool digit = c >= '0' && c <= '9', letter = c >= 'a' && c <= 'f';
-    require(digit || letter, ExitCode::checkpoint, "'{}' is not a hash", digits);
+    require(digit || letter, ExitCode::checkpoint, "{} is not a hash", shown(digits));
     value = value << 4 | static_cast<std::uint64_t>(digit ? c - '0' : c - 'a' + 10);
   }
-  require(digits.size() == 16, ExitCode::checkpoint, "'{}' is not a hash", digits);
+  require(digits.size() == 16, ExitCode::checkpoint, "{} is not a hash", shown(digits));
   return value;
 }
 
 ShardRecord shard_of(const Json& json) {
-  ShardRecord shard{json.at("file").get<std::string>(), json.at("size").get<std::uint64_t>(), {}};
+  ShardRecord shard{name_in(json.at("file")), json.at("size").get<std::uint64_t>(), {}};
   for (const Json& b : json.at("blocks")) shard.blocks.push_back(hash_of(b.get<std::string>()));
   require(shard.size < (1ull << 60) && shard.blocks.size() == (shard.size + kHashBlock - 1) / kHashBlock,
           ExitCode::checkpoint, "{}: {} hashes for {} bytes", shard.file, shard.blocks.size(), shard.size);
@@ -71,14 +96,13 @@ ShardRecord shard_of(const Json& json) {
 }
 
 TensorRecord tensor_of(const Json& json) {
-  TensorRecord tensor{
-      json.at("name").get<std::string>(), json.at("role").get<std::string>(), shape_of(json.at("shape")), {}};
-  require(json.at("dtype") == "f32", ExitCode::checkpoint, "{}: dtype {}", tensor.name, json.at("dtype").dump());
+  TensorRecord tensor{name_in(json.at("name")), name_in(json.at("role")), shape_of(json.at("shape")), {}};
+  require(json.at("dtype") == "f32", ExitCode::checkpoint, "{}: dtype {}", tensor.name, shown(json.at("dtype")));
   for (const Json& e : json.at("entries")) {
     const std::string order = e.at("order").get<std::string>();
     require((order == "C" || order == "F") && e.at("flat").is_null(), ExitCode::checkpoint,
-            "{}: an entry of order {}, flat {}", tensor.name, order, e.at("flat").dump());
-    tensor.entries.push_back({e.at("shard").get<int>(), e.at("dataset").get<std::string>(), shape_of(e.at("offset")),
+            "{}: an entry of order {}, flat {}", tensor.name, shown(e.at("order")), shown(e.at("flat")));
+    tensor.entries.push_back({e.at("shard").get<int>(), name_in(e.at("dataset")), shape_of(e.at("offset")),
                               shape_of(e.at("extent")), order == "F"});
   }
   return tensor;
@@ -127,15 +151,18 @@ Manifest read_lines(std::string_view text) {
   require(lines.size() >= 2, ExitCode::checkpoint, "{} lines", lines.size());
   const Json& header = lines[0];
   require(header.at("format") == "dstrain checkpoint", ExitCode::checkpoint, "not a checkpoint of dstrain");
-  const int version = header.at("version").get<int>();
-  require(version == kCheckpointVersion, ExitCode::checkpoint, "format version {}, this build reads version {}",
-          version, kCheckpointVersion);
+  const auto version = header.at("version").get<std::int64_t>();
+  require(version <= kCheckpointVersion, ExitCode::checkpoint,
+          "format version {}, this build reads versions {} to {}: a newer build wrote it", version, kOldestVersion,
+          kCheckpointVersion);
+  require(version >= kOldestVersion, ExitCode::checkpoint, "format version {}, this build reads versions {} to {}",
+          version, kOldestVersion, kCheckpointVersion);
   Manifest manifest;
   const auto world = header.at("world").get<std::size_t>();
   const Json& mesh = header.at("mesh");
   manifest.state.mesh = {mesh.at("tensor").get<int>(), mesh.at("context").get<int>(), mesh.at("data").get<int>(),
                          mesh.at("pipeline").get<int>(), mesh.at("expert").get<int>()};
-  manifest.state.config_hash = header.at("config_hash").get<std::string>();
+  manifest.state.config_hash = name_in(header.at("config_hash"));
   const Json& state = lines[1].at("state");
   manifest.state.step = state.at("step").get<Index>();
   manifest.state.optimizer_step = state.at("optimizer_step").get<Index>();
@@ -144,6 +171,7 @@ Manifest read_lines(std::string_view text) {
   manifest.state.tokens = state.at("tokens").get<Index>();
   manifest.state.data_hash = state.value("data_hash", "");
   if (state.contains("guard")) manifest.state.guard = parse_guard_state(state.at("guard").dump());
+  if (!manifest.state.data_hash.empty()) name_in(state.at("data_hash"));
   require(world >= 1 && world <= lines.size() && lines.size() >= 2 + world, ExitCode::checkpoint,
           "{} shards in {} lines", world, lines.size());
   for (std::size_t i = 0; i < world; ++i) {
@@ -209,16 +237,36 @@ std::string to_text(const Manifest& manifest) {
   return text + last_line(text);
 }
 
+namespace {
+
+// All lines but the last, whose checksum is right. The last line is compared as bytes, so no byte of the file is
+// without protection.
+std::string_view body_of(const std::string& text) {
+  require(text.ends_with('\n') && text.size() > 1, ExitCode::checkpoint, "the file is cut off");
+  const std::size_t before = text.rfind('\n', text.size() - 2);
+  require(before != text.npos, ExitCode::checkpoint, "the file is cut off");
+  const std::string_view body(text.data(), before + 1);
+  require(text.substr(before + 1) == last_line(body), ExitCode::checkpoint,
+          "the checksum in the last line is not that of the file");
+  return body;
+}
+
+}  // namespace
+
+std::optional<std::int64_t> format_version(const std::string& text) {
+  try {
+    const std::string_view body = body_of(text);
+    const Json header = Json::parse(body.substr(0, body.find('\n')));
+    if (header.at("format") == "dstrain checkpoint") return header.at("version").get<std::int64_t>();
+  } catch (const Json::exception&) {
+  } catch (const Error&) {
+  }
+  return std::nullopt;
+}
+
 Manifest parse_manifest(const std::string& text, const std::string& where) {
   try {
-    // The last line is compared as bytes, so no byte of the file is without protection.
-    require(text.ends_with('\n') && text.size() > 1, ExitCode::checkpoint, "the file is cut off");
-    const std::size_t before = text.rfind('\n', text.size() - 2);
-    require(before != text.npos, ExitCode::checkpoint, "the file is cut off");
-    const std::string_view body(text.data(), before + 1);
-    require(text.substr(before + 1) == last_line(body), ExitCode::checkpoint,
-            "the checksum in the last line is not that of the file");
-    return read_lines(body);
+    return read_lines(body_of(text));
   } catch (const Json::exception& e) {
     fail(ExitCode::checkpoint, "{}: {}", where, e.what());
   } catch (const Error& e) {

@@ -2,6 +2,7 @@
 // manifest.jsonl, as a value. See FORMAT.md.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,7 +13,9 @@
 
 namespace dstrain {
 
-constexpr int kCheckpointVersion = 1;
+constexpr int kCheckpointVersion = 1;  // written
+constexpr int kOldestVersion = 1;      // read
+constexpr std::size_t kLongestName = 1024;
 constexpr std::uint64_t kHashBlock = 64ull << 20;
 
 // What a run needs to go on, beside its tensors.
@@ -61,6 +64,8 @@ struct Manifest {
 std::string to_text(const Manifest& manifest);
 // Throws Error{checkpoint}, `where` first, for anything but what to_text writes: checksum, version, geometry, names.
 Manifest parse_manifest(const std::string& text, const std::string& where);
+// The version of a manifest whose checksum is right, be it one that this build reads or not.
+std::optional<std::int64_t> format_version(const std::string& text);
 
 // What one rank tells rank 0: its shard and its parts of tensors (entries of shard `rank`). The text is a JSON object.
 std::string to_text(const ShardRecord& shard, const std::vector<TensorRecord>& tensors);

@@ -7,8 +7,29 @@
 
 namespace dstrain {
 
-Checkpoint Checkpoint::open_shared(const Files& files, const std::string& path, int rank, int ranks) {
-  constexpr std::uint64_t kLargestManifest = 1ull << 30;
+namespace {
+
+constexpr std::uint64_t kLargestManifest = 1ull << 30;
+
+// A checkpoint that a newer build wrote is good: to go on from an older one would lose its steps, and replace it.
+void refuse_newer(const Files& files, const std::string& path) {
+  std::string text;
+  try {
+    text = read_file(files, join_path(path, kManifestName), kLargestManifest);
+  } catch (const FileError&) {
+    return;  // not usable; opening it says why
+  }
+  const std::int64_t version = format_version(text).value_or(0);
+  require(
+      version <= kCheckpointVersion, ExitCode::checkpoint,
+      "{}: format version {}, this build reads versions {} to {}: a newer build wrote it; use that one, or move the "
+      "checkpoint away to go on from an older one",
+      join_path(path, kManifestName), version, kOldestVersion, kCheckpointVersion);
+}
+
+}  // namespace
+
+Checkpoint Checkpoint::open_shared(const Files& files, const std::string& path, int rank, int ranks, ThreadPool* pool) {
   Checkpoint checkpoint;
   checkpoint.files_ = &files;
   checkpoint.path_ = path;
@@ -24,13 +45,14 @@ Checkpoint Checkpoint::open_shared(const Files& files, const std::string& path, 
       for (const ShardRecord& s : shards) known = known || s.file == file;
       require(known, ExitCode::checkpoint, "{}: a shard that the manifest does not know", join_path(path, file));
     }
-    for (const ShardRecord& s : shards) check_shard_size(files, join_path(path, s.file), s);
-    // Blocks are numbered over all shards, and dealt out.
+    // Shards and blocks are numbered, and dealt out to the ranks. What one rank finds, all learn.
     std::size_t before = 0;
     const auto n = static_cast<std::size_t>(ranks);
+    for (std::size_t i = static_cast<std::size_t>(rank); i < shards.size(); i += n)
+      check_shard_size(files, join_path(path, shards[i].file), shards[i]);
     for (const ShardRecord& s : shards) {
       const std::size_t first = (static_cast<std::size_t>(rank) + n - before % n) % n;
-      check_shard_blocks(files, join_path(path, s.file), s, first, n);
+      check_shard_blocks(files, join_path(path, s.file), s, first, n, pool);
       before += s.blocks.size();
     }
   } catch (const FileError& e) {
@@ -40,7 +62,9 @@ Checkpoint Checkpoint::open_shared(const Files& files, const std::string& path, 
   return checkpoint;
 }
 
-Checkpoint Checkpoint::open(const Files& files, const std::string& path) { return open_shared(files, path, 0, 1); }
+Checkpoint Checkpoint::open(const Files& files, const std::string& path) {
+  return open_shared(files, path, 0, 1, nullptr);
+}
 
 void Checkpoint::read(const TensorSlab& slab) {
   slab.validate();
@@ -68,13 +92,16 @@ void Checkpoint::read(const TensorSlab& slab) {
 }
 
 std::optional<Checkpoint> open_newest(const Files& files, const std::string& directory, ProcessGroup& group,
-                                      const std::function<void(const std::string&)>& report) {
+                                      const std::function<void(const std::string&)>& report, ThreadPool* pool) {
   Agreement agreement(group);
   // Rank 0's listing counts: others may see a network file system later or earlier.
   std::string listed;
   agreement.together([&] {
     if (agreement.rank() != 0) return;
-    for (const Index step : list_steps(files, directory)) listed.append(step_name(step)).append("\n");
+    for (const Index step : list_steps(files, directory)) {
+      refuse_newer(files, join_path(directory, step_name(step)));
+      listed.append(step_name(step)).append("\n");
+    }
   });
   listed = agreement.broadcast(listed);
   std::size_t tried = 0;
@@ -85,7 +112,7 @@ std::optional<Checkpoint> open_newest(const Files& files, const std::string& dir
     std::optional<Checkpoint> opened;
     try {
       agreement.together([&] {
-        opened = Checkpoint::open_shared(files, join_path(directory, name), agreement.rank(), agreement.size());
+        opened = Checkpoint::open_shared(files, join_path(directory, name), agreement.rank(), agreement.size(), pool);
       });
       return opened;
     } catch (const Error& e) {

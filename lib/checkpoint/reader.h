@@ -27,15 +27,16 @@ class Checkpoint {
   const Manifest& manifest() const { return manifest_; }
   bool has(const std::string& name, const std::string& role) const { return manifest_.find(name, role) != nullptr; }
 
-  // Fills slab.data from whatever shards hold parts of it. Throws Error{checkpoint} when the tensor is missing or has
+  // Fills slab.data from whatever shards hold parts of it, and reads no others: of each part the chunks that lie in the
+  // slab, some MiB at a time. Throws Error{checkpoint} when the tensor is missing or has
   // another shape.
   void read(const TensorSlab& slab);
 
  private:
   friend std::optional<Checkpoint> open_newest(const Files&, const std::string&, ProcessGroup&,
-                                               const std::function<void(const std::string&)>&);
-  // Manifest and sizes; of the blocks, those that fall to `rank` of `ranks`.
-  static Checkpoint open_shared(const Files& files, const std::string& path, int rank, int ranks);
+                                               const std::function<void(const std::string&)>&, ThreadPool*);
+  // The manifest; of the shards' sizes and blocks, those that fall to `rank` of `ranks`.
+  static Checkpoint open_shared(const Files& files, const std::string& path, int rank, int ranks, ThreadPool* pool);
 
   const Files* files_ = nullptr;
   std::string path_;
@@ -45,8 +46,10 @@ class Checkpoint {
 
 // Collective over `group`: the newest checkpoint in `directory` that is whole, the same on all ranks, which share the
 // verification; nothing when there is none at all. One that is not is reported, on every rank, in a line with the
-// reason, and the next older is tried. Throws Error{checkpoint} when there are some and none is usable.
+// reason, and the next older is tried. Throws Error{checkpoint} when there are some and none is usable, and when a
+// newer build wrote one. Blocks are hashed on the threads of `pool`; null: on this one.
 std::optional<Checkpoint> open_newest(const Files& files, const std::string& directory, ProcessGroup& group,
-                                      const std::function<void(const std::string&)>& report);
+                                      const std::function<void(const std::string&)>& report,
+                                      ThreadPool* pool = nullptr);
 
 }  // namespace dstrain

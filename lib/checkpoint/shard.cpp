@@ -11,23 +11,43 @@ namespace dstrain {
 
 namespace {
 
-constexpr Index kStaged = 1 << 20;  // elements copied at a time
+constexpr Index kStaged = 1 << 20;             // elements copied at a time
+constexpr std::uint64_t kHashed = 4ull << 20;  // bytes hashed at a time
 
-std::uint64_t hash_block(const File& file, std::uint64_t begin, std::uint64_t end, std::vector<std::byte>& buffer) {
-  buffer.resize(static_cast<std::size_t>(end - begin));
-  file.pread(buffer, begin);
-  return xxh3(buffer);
+std::uint64_t hash_block(const File& file, std::uint64_t begin, std::uint64_t end) {
+  Xxh3Hasher hasher;
+  std::vector<std::byte> buffer(static_cast<std::size_t>(std::min(kHashed, end - begin)));
+  for (std::uint64_t at = begin; at < end; at += kHashed) {
+    const std::span<std::byte> part(buffer.data(), static_cast<std::size_t>(std::min(kHashed, end - at)));
+    file.pread(part, at);
+    hasher.update(part);
+  }
+  return hasher.digest();
 }
+
+// Rows of the chunks of a matrix of `columns` (HDF5's are 1 MiB), four at a time.
+Index rows_at_a_time(Index columns) { return 4 * std::max<Index>(1, kStaged / 4 / columns); }
 
 void write_slab(Hdf5File& file, const std::string& dataset, const TensorSlab& slab, std::vector<float>& staged) {
   const Index rows = slab.rows(), columns = slab.columns();
   const bool vector = slab.global.rank() == 1;
   Hdf5Dataset to = file.create_dataset(dataset, Hdf5Type::f32, vector ? Shape{columns} : Shape{rows, columns});
+  // Some MiB at a time, in whole chunks: HDF5 hands them on to the file before the next.
   if (rows == 1 || slab.row_stride == columns) {
-    to.write(std::as_bytes(std::span(slab.data, static_cast<std::size_t>(rows * columns))));
+    const Index count = rows * columns, step = rows == 1 ? kStaged : rows_at_a_time(columns) * columns;
+    for (Index at = 0; at < count; at += step) {
+      const Index n = std::min(step, count - at);
+      const auto bytes = std::as_bytes(std::span(slab.data + at, static_cast<std::size_t>(n)));
+      if (vector)
+        to.write({at}, {n}, bytes);
+      else if (rows == 1)
+        to.write({0, at}, {1, n}, bytes);
+      else
+        to.write({at / columns, 0}, {n / columns, columns}, bytes);
+    }
     return;
   }
-  const Index step = std::max<Index>(1, kStaged / columns);
+  const Index step = rows_at_a_time(columns);
   for (Index at = 0; at < rows; at += step) {
     const Index n = std::min(step, rows - at);
     staged.resize(static_cast<std::size_t>(n * columns));
@@ -60,12 +80,17 @@ WrittenShard write_shard(const Files& files, const std::string& directory, int r
   }
   const std::unique_ptr<File> file = hdf5.close();
   written.record.size = file->size();
-  std::vector<std::byte> buffer;
   for (std::uint64_t at = 0; at < written.record.size; at += kHashBlock)
-    written.record.blocks.push_back(hash_block(*file, at, std::min(at + kHashBlock, written.record.size), buffer));
+    written.record.blocks.push_back(hash_block(*file, at, std::min(at + kHashBlock, written.record.size)));
   file->sync();
   file->close();
   return written;
+}
+
+void read_back(const Files& files, const std::string& path, const ShardRecord& record) {
+  check_shard_size(files, path, record);
+  files.open(path, OpenMode::read)->forget();
+  check_shard_blocks(files, path, record);
 }
 
 void check_shard_size(const Files& files, const std::string& path, const ShardRecord& record) {
@@ -75,16 +100,19 @@ void check_shard_size(const Files& files, const std::string& path, const ShardRe
 }
 
 void check_shard_blocks(const Files& files, const std::string& path, const ShardRecord& record, std::size_t first,
-                        std::size_t step) {
+                        std::size_t step, ThreadPool* pool) {
   if (first >= record.blocks.size()) return;
   const auto file = files.open(path, OpenMode::read);
-  std::vector<std::byte> buffer;
-  for (std::size_t b = first; b < record.blocks.size(); b += step) {
+  auto check_block = [&](std::int64_t i) {
+    const std::size_t b = first + static_cast<std::size_t>(i) * step;
     const std::uint64_t begin = b * kHashBlock, end = std::min(begin + kHashBlock, record.size);
-    const std::uint64_t found = hash_block(*file, begin, end, buffer);
+    const std::uint64_t found = hash_block(*file, begin, end);
     require(found == record.blocks[b], ExitCode::checkpoint, "{}: bytes {} to {} have hash {}, the manifest says {}",
             path, begin, end, hex(found), hex(record.blocks[b]));
-  }
+  };
+  const auto count = static_cast<std::int64_t>((record.blocks.size() - first + step - 1) / step);
+  if (pool) return pool->parallel_for(count, check_block);
+  for (std::int64_t i = 0; i < count; ++i) check_block(i);
 }
 
 Index read_entry(const Hdf5File& file, const EntryRecord& entry, const TensorSlab& slab) {

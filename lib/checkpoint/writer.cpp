@@ -8,8 +8,9 @@
 
 namespace dstrain {
 
-CheckpointWriter::CheckpointWriter(const Files& files, std::string directory, ProcessGroup& group, Index keep)
-    : files_(files), directory_(std::move(directory)), agreement_(group), keep_(keep) {
+CheckpointWriter::CheckpointWriter(const Files& files, std::string directory, ProcessGroup& group, Index keep,
+                                   bool readback)
+    : files_(files), directory_(std::move(directory)), agreement_(group), keep_(keep), readback_(readback) {
   check(keep >= 1, "checkpoint.keep: {}", keep);
 }
 
@@ -35,12 +36,17 @@ SaveResult CheckpointWriter::save(const CheckpointState& state, std::span<const 
     Index done = 0;
     agreement_.together([&] {
       if (!leads) return;
-      files_.make_directory(directory_);
+      make_durable_directory(files_, directory_);
       if (saved_already(state)) {
         done = 1;
         return;
       }
-      remove_leftovers(files_, directory_);
+      try {
+        remove_leftovers(files_, directory_);
+      } catch (const Error& e) {  // only this step's are in the way
+        result.warnings.push_back(format("what crashed saves have left stays: {}", e.what()));
+        remove_tree(files_, partial);
+      }
       require_free_space(files_, directory_, static_cast<std::uint64_t>(bytes));
       files_.make_directory(partial);
     });
@@ -49,6 +55,7 @@ SaveResult CheckpointWriter::save(const CheckpointState& state, std::span<const 
     WrittenShard written;
     agreement_.together([&] { written = write_shard(files_, partial, agreement_.rank(), state.step, slabs); });
     const std::vector<std::string> shards = agreement_.gather(to_text(written.record, written.tensors));
+    if (readback_) read_back_peer(shards, partial);
     agreement_.together([&] {
       if (!leads) return;
       const Manifest manifest = write_manifest(state, partial, shards);
@@ -63,8 +70,9 @@ SaveResult CheckpointWriter::save(const CheckpointState& state, std::span<const 
       }
     }
     // Reading back what was written is part of writing.
-    throw Error(e.code() == ExitCode::data ? ExitCode::write : e.code(),
-                format("checkpoint of step {}: {}", state.step, e.what()), e.shared());
+    const bool reading = e.code() == ExitCode::data || e.code() == ExitCode::checkpoint;
+    throw Error(reading ? ExitCode::write : e.code(), format("checkpoint of step {}: {}", state.step, e.what()),
+                e.shared());
   }
   if (leads) {
     verified_.insert(state.step);
@@ -83,6 +91,24 @@ bool CheckpointWriter::saved_already(const CheckpointState& state) {
   } catch (const Error&) {  // not usable: it will be replaced
   }
   return false;
+}
+
+void CheckpointWriter::read_back_peer(const std::vector<std::string>& shards, const std::string& partial) {
+  Manifest all;
+  for (const std::string& text : shards) add_shard(all, text);
+  std::string records;
+  for (const ShardRecord& s : all.shards) records.append(to_text(s, {})).append("\n");
+  records = agreement_.broadcast(records);
+  Manifest known;
+  for (std::size_t at = 0; at < records.size();) {
+    const std::size_t end = records.find('\n', at);
+    add_shard(known, records.substr(at, end - at));
+    at = end + 1;
+  }
+  // Half the ranks further on: on another host, where there are two or more.
+  const auto n = static_cast<std::size_t>(agreement_.size());
+  const ShardRecord& peer = known.shards[(static_cast<std::size_t>(agreement_.rank()) + (n + 1) / 2) % n];
+  agreement_.together([&] { read_back(files_, join_path(partial, peer.file), peer); });
 }
 
 Manifest CheckpointWriter::write_manifest(const CheckpointState& state, const std::string& partial,

@@ -23,8 +23,9 @@ class CheckpointWriter {
  public:
   // `directory` holds the checkpoints (names.h). `group` has all ranks, its poster is the thread that calls save().
   // `keep`: checkpoints to keep, at least 1; the newest two that are verified are kept in any case. `files` and `group`
-  // are borrowed.
-  CheckpointWriter(const Files& files, std::string directory, ProcessGroup& group, Index keep);
+  // are borrowed. `readback`: before a checkpoint counts, every shard is read again by another rank, of another host
+  // where there is one, and compared with the hashes of its writer.
+  CheckpointWriter(const Files& files, std::string directory, ProcessGroup& group, Index keep, bool readback = false);
 
   // Collective. Returns when the checkpoint is durable. `slabs` are what this rank writes; over all ranks they must
   // cover each tensor exactly once. Throws the same Error on all ranks when one of them fails: then nothing new is
@@ -39,6 +40,7 @@ class CheckpointWriter {
   bool saved_already(const CheckpointState& state);
   Manifest write_manifest(const CheckpointState& state, const std::string& partial,
                           const std::vector<std::string>& shards);
+  void read_back_peer(const std::vector<std::string>& shards, const std::string& partial);
   void publish(const std::string& partial, const std::string& path);
   void retain(SaveResult& result);
   void discard(const std::string& path);
@@ -47,6 +49,7 @@ class CheckpointWriter {
   std::string directory_;
   Agreement agreement_;
   Index keep_;
+  bool readback_;
   std::set<Index> verified_;  // rank 0
 };
 

@@ -33,6 +33,8 @@ const char* name_of(Poster poster) {
       return "watchdog";
     case Poster::guard:
       return "guard";
+    case Poster::trainer:
+      return "trainer";
   }
   return "?";
 }

@@ -26,8 +26,9 @@ enum class Poster : unsigned char {
   checkpoint,  // the writer's thread
   watchdog,    // liveness, stop requests
   guard,       // what ranks tell each other of bad numbers
+  trainer,     // what ranks agree on between steps, in host memory
 };
-constexpr int kPosters = 6;
+constexpr int kPosters = 7;
 // Multiprocessors that reductions of the poster `gradients` take on a GPU. They have the whole backward to finish in.
 constexpr int kGradientBlocks = 4;
 const char* name_of(Poster poster);

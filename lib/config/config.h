@@ -163,6 +163,8 @@ struct CheckpointConfig {
   std::int64_t every = 0;  // steps; 0: only at the end
   bool async = true;
   std::int64_t keep = 3;
+  std::string verify = "written";  // written, readback
+  double timeout = 1800;           // seconds that a save may take; 0: any
 };
 
 struct WatchdogConfig {

@@ -349,7 +349,23 @@ void visit_fields(C& c, V& v) {
   v.field(Key{.name = "every", .help = "steps between checkpoints; 0: only at the end", .min = 0, .max = 1e12},
           c.checkpoint.every);
   v.field(Key{.name = "async", .help = "write on another thread while training goes on"}, c.checkpoint.async);
-  v.field(Key{.name = "keep", .help = "newest checkpoints kept", .min = 1, .max = 1000000}, c.checkpoint.keep);
+  v.field(Key{.name = "keep",
+              .help = "newest checkpoints kept; the newest two that are verified stay in any case",
+              .min = 1,
+              .max = 1000000},
+          c.checkpoint.keep);
+  v.field(
+      Key{.name = "verify",
+          .help = "before a checkpoint counts: written, its writers hash what they wrote; readback, other ranks read "
+                  "it again and compare, for network file systems",
+          .choices = {"written", "readback"}},
+      c.checkpoint.verify);
+  v.field(Key{.name = "timeout",
+              .help = "seconds after which a save is given up, so that training goes on beside storage that does not "
+                      "answer; 0: never",
+              .min = 0,
+              .max = 1e9},
+          c.checkpoint.timeout);
 
   v.section("watchdog", "when a rank counts as lost, and the run ends for all ranks with exit code 11");
   v.field(Key{.name = "limit",

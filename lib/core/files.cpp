@@ -73,11 +73,14 @@ class PosixFile final : public File {
     const int fd = std::exchange(fd_, -1);
     if (fd >= 0 && ::close(fd) != 0) fail_file(ExitCode::write, "close", path_);
   }
-  bool try_lock() override {
-    if (flock(fd_, LOCK_EX | LOCK_NB) == 0) return true;
-    if (errno != EWOULDBLOCK) fail_file(ExitCode::write, "lock", path_);
-    return false;
+  FileLock try_lock() override {
+    if (flock(fd_, LOCK_EX | LOCK_NB) == 0) return FileLock::granted;
+    if (errno == EWOULDBLOCK) return FileLock::held;
+    if (errno == ENOTSUP || errno == EOPNOTSUPP || errno == ENOSYS || errno == ENOLCK || errno == EINVAL)
+      return FileLock::unsupported;
+    fail_file(ExitCode::write, "lock", path_);
   }
+  void forget() const override { posix_fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED); }
 
  private:
   std::string path_;
@@ -96,14 +99,16 @@ class SystemFiles final : public Files {
         flags |= O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
         break;
       case OpenMode::replace:
-        flags |= O_RDWR | O_CREAT | O_TRUNC;
+        flags |= O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW;
         break;
       case OpenMode::append:
-        flags |= O_RDWR | O_CREAT;
+        flags |= O_RDWR | O_CREAT | O_NOFOLLOW;
         break;
     }
     const int fd = ::open(path.c_str(), flags, 0640);
     if (fd < 0) {
+      if (errno == ELOOP && mode != OpenMode::read)
+        throw FileError(ExitCode::write, format("cannot create {}: it is a link, which is not followed", path), ELOOP);
       if (mode == OpenMode::read) fail_file(ExitCode::data, "open", path);
       fail_file(ExitCode::write, "create", path);
     }
@@ -169,9 +174,29 @@ class SystemFiles final : public Files {
     if (statvfs(path.c_str(), &s) != 0) fail_file(ExitCode::write, "find the free space of", path);
     return static_cast<std::uint64_t>(s.f_bavail) * s.f_frsize;
   }
+  FileStatus status(const std::string& path) const override {
+    struct stat s {};
+    if (lstat(path.c_str(), &s) != 0) {
+      if (errno == ENOENT || errno == ENOTDIR) return {};
+      fail_file(ExitCode::data, "stat", path);
+    }
+    using Kind = FileStatus::Kind;
+    return {.kind = S_ISREG(s.st_mode)   ? Kind::regular
+                    : S_ISDIR(s.st_mode) ? Kind::directory
+                    : S_ISLNK(s.st_mode) ? Kind::link
+                                         : Kind::other,
+            .owner = s.st_uid,
+            .mine = s.st_uid == geteuid(),
+            .modified = static_cast<double>(s.st_mtim.tv_sec) + 1e-9 * static_cast<double>(s.st_mtim.tv_nsec)};
+  }
 };
 
 }  // namespace
+
+FileStatus Files::status(const std::string& path) const {
+  using Kind = FileStatus::Kind;
+  return {.kind = is_directory(path) ? Kind::directory : exists(path) ? Kind::regular : Kind::absent};
+}
 
 const Files& system_files() {
   static const SystemFiles files;
@@ -195,6 +220,13 @@ void write_file_atomically(const Files& files, const std::string& path, const st
   file->sync();
   file->close();
   files.rename(temporary, path);
+  files.sync_directory(parent_path(path));
+}
+
+void make_durable_directory(const Files& files, const std::string& path) {
+  if (path.empty() || files.is_directory(path)) return;
+  make_durable_directory(files, parent_path(path));
+  files.make_directory(path);
   files.sync_directory(parent_path(path));
 }
 

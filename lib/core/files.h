@@ -23,6 +23,12 @@ class FileError : public Error {
   int errno_;
 };
 
+enum class FileLock {
+  granted,
+  held,         // by another open file
+  unsupported,  // the file system has no locks
+};
+
 // An open regular file. Closed by the destructor; call close() to see errors. Not thread-safe, but for pread.
 class File {
  public:
@@ -35,16 +41,28 @@ class File {
   virtual void truncate(std::uint64_t size) = 0;
   virtual void sync() = 0;  // fsync
   virtual void close() = 0;
-  // Takes an advisory lock on the whole file, held until it is closed or the process ends; false when another open file
-  // holds it. Files without locks of their own grant it.
-  virtual bool try_lock() { return true; }
+  // Takes an advisory lock on the whole file, held until it is closed or the process ends. Files without locks of their
+  // own grant it.
+  virtual FileLock try_lock() { return FileLock::granted; }
+  // Asks that later reads come from the device and not from this machine's memory. A hint; REQUIRES: synced.
+  virtual void forget() const {}
 };
 
+// Files are created with mode 0640. Links are followed for reading only: a link in the place of a file to write is an
+// error.
 enum class OpenMode {
   read,
-  create,   // must not exist; mode 0640, O_NOFOLLOW
+  create,   // must not exist
   replace,  // created or truncated
   append,   // created when absent; pwrite at size() by the caller
+};
+
+// What stands at a path, itself and not what a link points to.
+struct FileStatus {
+  enum class Kind { absent, regular, directory, link, other } kind = Kind::absent;
+  std::uint64_t owner = 0;  // user id
+  bool mine = true;         // the owner is this process's user
+  double modified = 0;      // seconds since 1970, by the file system's clock
 };
 
 class Files {
@@ -59,6 +77,8 @@ class Files {
   virtual bool is_directory(const std::string& path) const = 0;
   virtual std::vector<std::string> list(const std::string& path) const = 0;  // names, sorted, without . and ..
   virtual std::uint64_t available(const std::string& path) const = 0;        // bytes that this user may still write
+  // The default knows regular files and directories.
+  virtual FileStatus status(const std::string& path) const;
 };
 
 const Files& system_files();
@@ -67,6 +87,8 @@ const Files& system_files();
 std::string read_file(const Files& files, const std::string& path, std::uint64_t limit = 1ull << 32);
 // Writes to a temporary beside `path`, syncs, renames over it, syncs the directory.
 void write_file_atomically(const Files& files, const std::string& path, const std::string& text);
+// make_directory, and what it made outlives a loss of power: the parents of new directories are synced.
+void make_durable_directory(const Files& files, const std::string& path);
 void remove_tree(const Files& files, const std::string& path);  // nothing when absent
 std::string parent_path(const std::string& path);
 std::string join_path(const std::string& a, const std::string& b);

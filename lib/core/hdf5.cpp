@@ -7,6 +7,7 @@
 #include <cstring>
 #include <exception>
 #include <utility>
+#include <vector>
 
 namespace dstrain {
 
@@ -18,6 +19,31 @@ struct Hdf5State {
   std::size_t cache_bytes = 0;
   std::exception_ptr error;  // thrown by `file` in a driver call; HDF5 is C and cannot carry it
   bool discard = false;      // the file is given up: HDF5 may still flush into nothing while it closes
+
+  // What HDF5 has written and the file has not got. HDF5 runs under one lock of the whole process, so that a write to
+  // slow or hung storage inside it would stop every other user of HDF5, the loader of a run among them.
+  struct Write {
+    std::uint64_t offset = 0;
+    std::vector<std::byte> bytes;
+    bool truncates = false;  // to `offset`
+  };
+  std::vector<Write> pending;
+  void flush() {
+    std::vector<Write> writes;
+    std::swap(writes, pending);
+    if (discard) return;
+    try {
+      for (const Write& w : writes) {
+        if (w.truncates)
+          file->truncate(w.offset);
+        else
+          file->pwrite(w.bytes, w.offset);
+      }
+    } catch (...) {
+      discard = true;  // HDF5 is never told: its cleaning up after a failed write crashes
+      throw;
+    }
+  }
 };
 
 namespace {
@@ -84,19 +110,12 @@ herr_t driver_set_eoa(H5FD_t* f, H5FD_mem_t, haddr_t address) {
 }
 haddr_t driver_get_eof(const H5FD_t* f, H5FD_mem_t) { return self(f).eof; }
 
-// A failed write is told to our caller, by state.error, and never to HDF5: its cleaning up after one crashes, and it
-// may swallow the failure. The rest of the file is given up.
-template <class F>
-herr_t written(Hdf5State& state, F&& body) {
-  if (guarded(state, body) < 0) state.discard = true;
-  return 0;
-}
-
 // As HDF5's own drivers do, bytes past the end of the file read as zeros.
 herr_t driver_read(H5FD_t* f, H5FD_mem_t, hid_t, haddr_t address, std::size_t size, void* buffer) {
   DriverFile& d = self(f);
   auto* bytes = static_cast<std::byte*>(buffer);
   return guarded(*d.state, [&] {
+    d.state->flush();
     const haddr_t there = address < d.eof ? std::min<haddr_t>(size, d.eof - address) : 0;
     if (d.state->discard)
       std::memset(bytes, 0, size);
@@ -109,8 +128,12 @@ herr_t driver_read(H5FD_t* f, H5FD_mem_t, hid_t, haddr_t address, std::size_t si
 herr_t driver_write(H5FD_t* f, H5FD_mem_t, hid_t, haddr_t address, std::size_t size, const void* buffer) {
   DriverFile& d = self(f);
   if (d.state->discard) return 0;
-  return written(*d.state, [&] {
-    d.state->file->pwrite({static_cast<const std::byte*>(buffer), size}, address);
+  return guarded(*d.state, [&] {
+    auto& pending = d.state->pending;
+    if (pending.empty() || pending.back().truncates || pending.back().offset + pending.back().bytes.size() != address)
+      pending.push_back({.offset = address, .bytes = {}, .truncates = false});
+    const auto* bytes = static_cast<const std::byte*>(buffer);
+    pending.back().bytes.insert(pending.back().bytes.end(), bytes, bytes + size);
     d.eof = std::max<haddr_t>(d.eof, address + size);
   });
 }
@@ -118,8 +141,8 @@ herr_t driver_write(H5FD_t* f, H5FD_mem_t, hid_t, haddr_t address, std::size_t s
 herr_t driver_truncate(H5FD_t* f, hid_t, hbool_t) {
   DriverFile& d = self(f);
   if (d.state->discard || d.eof == d.eoa) return 0;
-  return written(*d.state, [&] {
-    d.state->file->truncate(d.eoa);
+  return guarded(*d.state, [&] {
+    d.state->pending.push_back({.offset = d.eoa, .bytes = {}, .truncates = true});
     d.eof = d.eoa;
   });
 }
@@ -165,8 +188,13 @@ class Handle {
   herr_t (*close_)(hid_t);
 };
 
-// HDF5 keeps one error stack a thread and prints it by default.
-void quiet() { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
+// HDF5 keeps one error stack a thread and prints it by default. It would also close at the end of the process what it
+// thinks is open, under its lock; ours is closed by its owners.
+void quiet() {
+  static const herr_t once = H5dont_atexit();
+  static_cast<void>(once);
+  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+}
 
 herr_t innermost(unsigned, const H5E_error2_t* e, void* text) {
   if (e->desc) *static_cast<std::string*>(text) = e->desc;
@@ -362,6 +390,7 @@ void Hdf5Dataset::write(const Shape& offset, const Shape& extent, std::span<cons
   const Handle type(type_id(type_), H5Tclose);
   const Handle flat(H5Screate_simple(extent.rank(), dims_of(extent).data(), nullptr), H5Sclose);
   need(H5Dwrite(id_, type, flat, space, H5P_DEFAULT, memory.data()), *state_, "write", name_);
+  state_->flush();
 }
 
 void Hdf5Dataset::append(Index rows, std::span<const std::byte> memory) {
@@ -457,6 +486,7 @@ std::unique_ptr<File> Hdf5File::close() {
   quiet();
   // A failing H5Fclose leaves the file half open inside HDF5, so that what can fail is done first.
   need(H5Fflush(id_, H5F_SCOPE_GLOBAL), *state_, "write", state_->path);
+  state_->flush();
   if (H5Fclose(id_) < 0) {
     state_->discard = true;
     H5Fclose(std::exchange(id_, -1));
@@ -466,6 +496,7 @@ std::unique_ptr<File> Hdf5File::close() {
   }
   id_ = -1;
   if (state_->error) rethrow(*state_);
+  state_->flush();
   return std::move(state_->file);
 }
 

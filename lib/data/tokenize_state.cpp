@@ -80,7 +80,7 @@ TokenizeState::TokenizeState(const Files& files, const TokenizeOptions& options,
   }
   files.make_directory(parent_path(path));
   lock_ = files.open(path, OpenMode::append);
-  require(lock_->try_lock(), ExitCode::write, "{}: another tokenize is writing here", path);
+  require(lock_->try_lock() != FileLock::held, ExitCode::write, "{}: another tokenize is writing here", path);
   std::string text(static_cast<std::size_t>(std::min<std::uint64_t>(lock_->size(), 1ull << 32)), '\0');
   lock_->pread(std::as_writable_bytes(std::span(text)), 0);
   if (Json::accept(text) && depended_on(files, prefix_, Json::parse(text))) {

@@ -59,6 +59,7 @@ void MetricsFile::append(std::int64_t step, const std::vector<Scalar>& values) {
 
 void MetricsFile::write(const StepRecord& r) { append(r.step, scalars(r)); }
 void MetricsFile::write(const EvalRecord& r) { append(r.step, scalars(r)); }
+void MetricsFile::write(const SaveRecord& r) { append(r.step, scalars(r)); }
 
 std::vector<Scalar> scalars(const StepRecord& r) {
   return {{"tokens", static_cast<double>(r.tokens), true},
@@ -81,6 +82,13 @@ std::vector<Scalar> scalars(const EvalRecord& r) {
   return {{"eval_loss", r.eval_loss},
           {"eval_tokens", static_cast<double>(r.eval_tokens), true},
           {"eval_seconds", r.seconds}};
+}
+
+std::vector<Scalar> scalars(const SaveRecord& r) {
+  return {{"checkpoint_step", static_cast<double>(r.checkpoint_step), true},
+          {"checkpoint_write_seconds", r.seconds},
+          {"checkpoint_bytes", r.bytes, true},
+          {"checkpoints_failed", static_cast<double>(r.failed), true}};
 }
 
 }  // namespace dstrain

@@ -1,5 +1,5 @@
 #pragma once
-// metrics.jsonl: one line a step, one line an evaluation. Keys are documented in docs/metrics.md.
+// metrics.jsonl: one line a step, an evaluation, a checkpoint. Keys are documented in docs/metrics.md.
 
 #include <cstdint>
 #include <memory>
@@ -35,6 +35,15 @@ struct EvalRecord {
   double seconds = 0;
 };
 
+// A checkpoint that is durable.
+struct SaveRecord {
+  std::int64_t step = 0;  // the last recorded one when it became so: training went on meanwhile
+  std::int64_t checkpoint_step = 0;
+  double seconds = 0;  // of writing
+  double bytes = 0;
+  std::int64_t failed = 0;  // saves that failed since the program started
+};
+
 // A number of a record and its key in metrics.jsonl.
 struct Scalar {
   const char* name;
@@ -44,6 +53,7 @@ struct Scalar {
 // All but the step, in the order of the line.
 std::vector<Scalar> scalars(const StepRecord& record);
 std::vector<Scalar> scalars(const EvalRecord& record);
+std::vector<Scalar> scalars(const SaveRecord& record);
 
 // Appends to a metrics file. A line that cannot be written is dropped and counted.
 class MetricsFile {
@@ -54,6 +64,7 @@ class MetricsFile {
 
   void write(const StepRecord& record);
   void write(const EvalRecord& record);
+  void write(const SaveRecord& record);
   std::int64_t dropped() const { return dropped_; }
   // Whether the lines that were kept have an evaluation at `last_step`.
   bool evaluated() const { return evaluated_; }

@@ -29,6 +29,7 @@ class TensorBoardFile {
 
   void write(const StepRecord& record) { write(record.step, scalars(record)); }
   void write(const EvalRecord& record) { write(record.step, scalars(record)); }
+  void write(const SaveRecord& record) { write(record.checkpoint_step, scalars(record)); }
   std::int64_t dropped() const { return dropped_; }
   const std::string& path() const { return path_; }
 

@@ -1,10 +1,26 @@
 #include "lib/train/checkpointer.h"
 
+#include <algorithm>
+#include <chrono>
+#include <numeric>
 #include <utility>
 
 #include "lib/core/hash.h"
 
 namespace dstrain {
+
+namespace {
+
+constexpr Index kRestored = Index{16} << 20;  // elements read at a time
+constexpr double kLeave = 2;                  // seconds that a write which was given up has to end at last
+
+std::unique_ptr<ProcessGroup> everyone(World& world, Poster poster) {
+  std::vector<int> all(static_cast<std::size_t>(world.size()));
+  std::iota(all.begin(), all.end(), 0);
+  return world.group(poster, GroupKind::control, all);
+}
+
+}  // namespace
 
 std::string job_identity(const Config& config) {
   const ModelConfig& m = config.model;
@@ -25,46 +41,78 @@ std::string job_identity(const Config& config) {
            deepseek));
 }
 
+Checkpointer::Writing::Writing(const Files& real, const std::string& directory, std::unique_ptr<ProcessGroup> all,
+                               const Config& config, const Engine& engine)
+    : files(real),
+      group(std::move(all)),
+      writer(files, directory, *group, config.checkpoint.keep, config.checkpoint.verify == "readback"),
+      snapshot(engine.params(), engine.groups().replica->rank(), engine.groups().replica->size()) {}
+
 Checkpointer::Checkpointer(const Config& config, const Files& files, const Clock& clock, const std::string& directory,
-                           ProcessGroup& group, Engine& engine)
+                           World& world, Engine& engine)
     : config_(config),
       files_(files),
       clock_(clock),
       directory_(directory),
-      group_(group),
+      world_(world),
       engine_(engine),
-      writer_(files, directory, group, config.checkpoint.keep),
-      snapshot_(engine.params(), engine.groups().replica->rank(), engine.groups().replica->size()) {
-  snapshot_.take(engine.stream());
-  snapshot_.wait();
-  if (engine.stream().device() == Device::cuda) device_ = gpu::current();
+      trainer_group_(everyone(world, Poster::trainer)),
+      agreement_(*trainer_group_, engine.stream().whereabouts()),
+      writing_(std::make_shared<Writing>(files, directory, everyone(world, Poster::checkpoint), config, engine)) {
+  writing_->snapshot.take(engine.stream());
+  writing_->snapshot.wait();
+  if (engine.stream().device() == Device::cuda) writing_->device = gpu::current();
 }
 
 Checkpointer::~Checkpointer() {
-  if (thread_.joinable()) thread_.join();
+  if (!thread_.joinable()) return;
+  if (given_up_ && !done()) {
+    writing_->files.park();
+    world_.interrupt(format("the checkpoint of step {} was given up", step_));
+    std::unique_lock lock(writing_->mutex);
+    if (!writing_->ended.wait_for(lock, std::chrono::duration<double>(kLeave), [&] { return writing_->done; })) {
+      lock.unlock();
+      thread_.detach();
+      return;
+    }
+  }
+  thread_.join();
 }
 
 std::optional<CheckpointState> Checkpointer::restore(const std::function<void(const std::string&)>& report) {
-  std::optional<Checkpoint> checkpoint = open_newest(files_, directory_, group_, report);
+  std::optional<Checkpoint> checkpoint = open_newest(files_, directory_, *trainer_group_, report, &engine_.pool());
   if (!checkpoint) return {};
   const CheckpointState state = checkpoint->state();
   require(state.config_hash == job_identity(config_), ExitCode::checkpoint,
           "{}: it was saved by a job with another model or training.sequence_length", checkpoint->path());
   require(state.seed == config_.run.seed, ExitCode::checkpoint, "{}: it was trained with run.seed {}, the job has {}",
           checkpoint->path(), state.seed, config_.run.seed);
-  Agreement(group_).together([&] {
+  agreement_.together([&] {
     const ParamArena& params = engine_.params();
     std::vector<float> values;
     for (const ParamArena::Entry& entry : params.entries()) {
       if (entry.range.size() == 0) continue;
-      values.resize(static_cast<std::size_t>(entry.range.size()));
       for (const Role role : {Role::weight, Role::exp_avg, Role::exp_avg_sq}) {
-        checkpoint->read(slab_of(entry, role, values.data()));
-        params.write(engine_.stream(), role, entry.range, values.data());
+        const TensorSlab whole = slab_of(entry, role, nullptr);
+        // In whole lines of 64 elements, as the arena's ops like them.
+        const Index columns = whole.columns(), step = std::max<Index>(64, kRestored / columns / 64 * 64);
+        for (Index row = 0; row < whole.rows(); row += step) {
+          const Index rows = std::min(step, whole.rows() - row), first = entry.range.begin + row * columns;
+          values.resize(static_cast<std::size_t>(rows * columns));
+          TensorSlab part = whole;
+          part.data = values.data();
+          if (whole.rows() > 1) {
+            const int axis = whole.transposed ? 1 : 0;
+            part.offset[axis] += row;
+            part.extent[axis] = rows;
+          }
+          checkpoint->read(part);
+          params.write(engine_.stream(), role, {first, first + rows * columns}, values.data());
+        }
       }
     }
   });
-  writer_.mark_verified(state.step);
+  if (!thread_.joinable()) writing_->writer.mark_verified(state.step);  // else it is in use
   return state;
 }
 
@@ -72,57 +120,119 @@ Checkpointer::Stall Checkpointer::save(const CheckpointState& state) {
   Stall stall;
   double at = clock_.now();
   const auto lap = [&] { return clock_.now() - std::exchange(at, clock_.now()); };
-  collect();
+  // Whether a write can begin is decided by all: it is collective.
+  const bool free = wait();
+  stall.skipped = agreement_.sum(free ? Index{0} : Index{1}) > 0;
   stall.wait = lap();
-  snapshot_.take(engine_.stream());
-  if (const gpu::Event* copied = snapshot_.copied()) engine_.update_after(*copied);
+  if (stall.skipped) {
+    outcomes_.push_back(
+        {.step = state.step,
+         .error = std::make_exception_ptr(
+             Error(ExitCode::write, "an earlier write to this storage was given up and has not ended", true))});
+    return stall;
+  }
+  collect();
+  writing_->files.restore();
+  writing_->snapshot.take(engine_.stream());
+  if (const gpu::Event* copied = writing_->snapshot.copied()) engine_.update_after(*copied);
   stall.copy = lap();
-  done_ = false;
-  if (config_.checkpoint.async) {
-    thread_ = std::thread([this, state] { write(state); });
-  } else {
-    write(state);
+  writing_->done = false;
+  step_ = state.step;
+  begin_ = clock_.now();
+  slow_told_ = given_up_ = false;
+  thread_ = std::thread([writing = writing_, state, &clock = clock_, here = engine_.stream().whereabouts()] {
+    writing->write(state, clock, here);
+  });
+  if (!config_.checkpoint.async) {
+    wait();
     stall.write = lap();
   }
   return stall;
 }
 
-void Checkpointer::write(const CheckpointState& state) {
-  Outcome outcome{.step = state.step};
-  const double begin = clock_.now();
-  Whereabouts* const here = engine_.stream().whereabouts();
+void Checkpointer::Writing::write(const CheckpointState& state, const Clock& clock, Whereabouts* here) {
+  Outcome result{.step = state.step};
+  const double begin = clock.now();
   if (here) here->saving = state.step;
   try {
-    if (device_ >= 0) gpu::use(device_);
-    snapshot_.wait();
+    if (device >= 0) gpu::use(device);
+    snapshot.wait();
     // What is published can be gone back to.
-    Agreement(group_).together([&] { snapshot_.require_finite(); });
-    SaveResult result = writer_.save(state, snapshot_.slabs());
-    outcome.bytes = result.bytes;
-    outcome.warnings = std::move(result.warnings);
+    Agreement(*group).together([&] { snapshot.require_finite(); });
+    SaveResult saved = writer.save(state, snapshot.slabs());
+    result.bytes = saved.bytes;
+    result.warnings = std::move(saved.warnings);
   } catch (...) {
-    outcome.error = std::current_exception();
+    result.error = std::current_exception();
   }
-  outcome.seconds = clock_.now() - begin;
+  result.seconds = clock.now() - begin;
   if (here) here->saving = -1;
-  outcome_ = std::move(outcome);
-  done_ = true;
+  const std::scoped_lock lock(mutex);
+  outcome = std::move(result);
+  done = true;
+  ended.notify_all();
+}
+
+bool Checkpointer::done() const {
+  const std::scoped_lock lock(writing_->mutex);
+  return writing_->done;
+}
+
+bool Checkpointer::wait() {
+  constexpr auto kLook = std::chrono::milliseconds(20);
+  while (thread_.joinable()) {
+    {
+      std::unique_lock lock(writing_->mutex);
+      if (writing_->ended.wait_for(lock, kLook, [&] { return writing_->done; })) return true;
+    }
+    give_up_when_late();
+    if (given_up_) return done();
+    // The storage has checkpoint.timeout; until then this rank does not hang.
+    if (Whereabouts* const here = engine_.stream().whereabouts(); here && config_.checkpoint.timeout > 0)
+      here->changed();
+  }
+  return true;
+}
+
+void Checkpointer::give_up_when_late() {
+  const double seconds = clock_.now() - begin_, most = config_.checkpoint.timeout;
+  if (!slow_told_ && predicted_ > 0 && seconds > std::max(1.0, 2 * predicted_)) {
+    slow_told_ = true;
+    notices_.push_back(
+        format("the checkpoint of step {} is still being written after {:.1f} s; the one before took "
+               "{:.1f} s",
+               step_, seconds, predicted_));
+  }
+  if (given_up_ || most == 0 || seconds < most) return;
+  given_up_ = true;
+  const std::string why = format("given up after {:.0f} s (checkpoint.timeout): the storage does not answer", seconds);
+  writing_->files.abandon(format("checkpoint of step {} {}", step_, why));
+  outcomes_.push_back(
+      {.step = step_, .seconds = seconds, .error = std::make_exception_ptr(Error(ExitCode::write, why, true))});
 }
 
 void Checkpointer::collect() {
-  if (thread_.joinable()) thread_.join();
-  if (outcome_) outcomes_.push_back(std::move(*outcome_));
-  outcome_.reset();
-  done_ = false;
+  if (!thread_.joinable()) return;
+  thread_.join();
+  Outcome& outcome = writing_->outcome;
+  if (!outcome.error) predicted_ = outcome.seconds;
+  // That a write was given up has been told.
+  if (!given_up_ || !outcome.error) outcomes_.push_back(std::move(outcome));
+  outcome = {};
 }
 
 std::vector<Checkpointer::Outcome> Checkpointer::poll() {
-  if (done_) collect();
+  if (thread_.joinable()) {
+    if (done())
+      collect();
+    else
+      give_up_when_late();
+  }
   return std::exchange(outcomes_, {});
 }
 
 std::vector<Checkpointer::Outcome> Checkpointer::finish() {
-  collect();
+  if (wait()) collect();
   return std::exchange(outcomes_, {});
 }
 

@@ -1,9 +1,11 @@
 #pragma once
 // Saves a run's state while training goes on, and restores it. Collective over all ranks.
 
-#include <atomic>
+#include <condition_variable>
 #include <exception>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
@@ -11,7 +13,10 @@
 
 #include "lib/checkpoint/reader.h"
 #include "lib/checkpoint/writer.h"
+#include "lib/comm/agree.h"
+#include "lib/comm/world.h"
 #include "lib/config/config.h"
+#include "lib/core/abandonable_files.h"
 #include "lib/core/clock.h"
 #include "lib/train/engine.h"
 #include "lib/train/snapshot.h"
@@ -20,12 +25,12 @@ namespace dstrain {
 
 class Checkpointer {
  public:
-  // Everything is borrowed. `group` has all ranks and belongs to the checkpoint poster: from the first save on its
-  // calls come from the writing thread. The snapshot's pages are touched here, so that the first save is as fast as
-  // others.
-  Checkpointer(const Config& config, const Files& files, const Clock& clock, const std::string& directory,
-               ProcessGroup& group, Engine& engine);
-  // Waits for the write in progress; its failure is dropped: call finish() to see it.
+  // Everything is borrowed; the clock outlives the process. The snapshot's pages are touched here, so that the first
+  // save is as fast as others.
+  Checkpointer(const Config& config, const Files& files, const Clock& clock, const std::string& directory, World& world,
+               Engine& engine);
+  // Waits for the write in progress; its failure is dropped: call finish() to see it. A write that was given up and
+  // does not end is left behind: this rank's operations are interrupted, and its thread touches nothing more.
   ~Checkpointer();
   Checkpointer(const Checkpointer&) = delete;
   Checkpointer& operator=(const Checkpointer&) = delete;
@@ -35,13 +40,14 @@ class Checkpointer {
   std::optional<CheckpointState> restore(const std::function<void(const std::string&)>& report);
 
   struct Stall {
-    double wait = 0;   // seconds for the previous write to end
-    double copy = 0;   // seconds for the snapshot
-    double write = 0;  // seconds of writing, when checkpoint.async is false
+    double wait = 0;       // seconds for the previous write to end
+    double copy = 0;       // seconds for the snapshot
+    double write = 0;      // seconds of writing, when checkpoint.async is false
+    bool skipped = false;  // nothing was saved: a write that was given up is still under way on some rank
     double total() const { return wait + copy + write; }
   };
-  // Takes a snapshot and starts to write it; with checkpoint.async false also waits. The engine's next update waits for
-  // the snapshot.
+  // Takes a snapshot and starts to write it; with checkpoint.async false also waits. Waits first for the write in
+  // progress, but never beyond its checkpoint.timeout. The engine's next update waits for the snapshot.
   Stall save(const CheckpointState& state);
 
   // How a write ended.
@@ -52,30 +58,55 @@ class Checkpointer {
     std::vector<std::string> warnings;
     std::exception_ptr error;
   };
-  // The writes that have ended since the last question.
+  // The writes that have ended, or were given up, since the last question.
   std::vector<Outcome> poll();
-  // Waits for the write in progress first.
+  // Waits for the write in progress first, as save() does.
   std::vector<Outcome> finish();
+  // Lines for people about a write in progress: it takes twice the time of the one before, or was given up.
+  std::vector<std::string> notices() { return std::exchange(notices_, {}); }
 
-  std::size_t snapshot_bytes() const { return snapshot_.bytes(); }
+  std::size_t snapshot_bytes() const { return writing_->snapshot.bytes(); }
 
  private:
-  void write(const CheckpointState& state);
+  // What the writing thread uses, kept as long as it lives.
+  struct Writing {
+    Writing(const Files& real, const std::string& directory, std::unique_ptr<ProcessGroup> all, const Config& config,
+            const Engine& engine);
+    AbandonableFiles files;
+    std::unique_ptr<ProcessGroup> group;
+    CheckpointWriter writer;
+    Snapshot snapshot;
+    int device = -1;  // the GPU of the thread that made this; -1: none
+
+    std::mutex mutex;
+    std::condition_variable ended;
+    bool done = false;
+    Outcome outcome;  // complete when done
+    void write(const CheckpointState& state, const Clock& clock, Whereabouts* here);
+  };
+  bool done() const;
+  // Until the write in progress has ended or has had its time; true when none is left.
+  bool wait();
+  void give_up_when_late();
   void collect();
-  int device_ = -1;  // the GPU of the thread that made this, for the writing thread; -1: none
 
   const Config& config_;
   const Files& files_;
   const Clock& clock_;
   std::string directory_;
-  ProcessGroup& group_;
+  World& world_;
   Engine& engine_;
-  CheckpointWriter writer_;
-  Snapshot snapshot_;
+  std::unique_ptr<ProcessGroup> trainer_group_;
+  Agreement agreement_;
+  std::shared_ptr<Writing> writing_;
   std::thread thread_;
-  std::atomic<bool> done_{false};
-  std::optional<Outcome> outcome_;  // written by the thread before done_
-  std::vector<Outcome> outcomes_;   // not asked for yet
+  Index step_ = 0;          // of the write in progress
+  double begin_ = 0;        // of the write in progress
+  double predicted_ = 0;    // seconds of the last write that ended well; 0: none has
+  bool slow_told_ = false;  // of the write in progress
+  bool given_up_ = false;
+  std::vector<Outcome> outcomes_;  // not asked for yet
+  std::vector<std::string> notices_;
 };
 
 // Identifies what must not change between a checkpoint and the job that resumes it: the keys that decide the model's

@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "lib/checkpoint/run_lock.h"
 #include "lib/config/writer.h"
 
 namespace dstrain {
@@ -11,7 +12,9 @@ void RunDirectory::write_job(const Files& files, const Config& config) const {
 }
 
 void RunDirectory::create(const Files& files) const {
-  files.make_directory(checkpoints());
+  require_own_directory(files, checkpoints());
+  make_durable_directory(files, checkpoints());
+  files.open(log(), OpenMode::append)->close();  // here, so that it is made as all files are
   if (files.exists(exit())) files.remove(exit());
 }
 

@@ -28,7 +28,8 @@ class RunDirectory {
   std::string tensorboard() const { return path_ + "/tensorboard"; }  // a directory of event files
   std::string checkpoints() const { return path_ + "/checkpoints"; }
 
-  // Creates the directory, removes an old exit.json. Throws FileError{write}.
+  // Creates the directory and an empty log, removes an old exit.json. Throws Error{write}, also when a link or another
+  // user's directory stands in the place of one of ours.
   void create(const Files& files) const;
   void write_job(const Files& files, const Config& config) const;
   // {code, reason, step}: how the run ended. Best effort: a run that cannot write it ends with its code all the same.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "kernels/cpu/blas.h"
@@ -73,10 +74,10 @@ void Trainer::start() {
   const Device device = run_device(config_);
   const Mesh mesh(mesh_sizes(config_.parallel));
   use_device(config_, world_, device);
-  checkpoint_groups_ = make_groups(world_, mesh, Poster::checkpoint);
+  agreed_ = std::move(make_groups(world_, mesh, Poster::trainer).control);
   loader_groups_ = make_groups(world_, mesh, Poster::loader);
   guard_groups_ = make_groups(world_, mesh, Poster::guard);
-  Agreement everyone(*checkpoint_groups_.control, watch_.here());
+  Agreement everyone(*agreed_, watch_.here());
   everyone.together([&] {
     if (!first_rank_) return;
     lock_.emplace(files_, directory_.path(), world_.host_name(), clock_);
@@ -106,8 +107,7 @@ void Trainer::start() {
       evaluator_ = std::make_unique<Evaluator>(config_, files_, clock_, *engine_);
     check_tokenizer(config_, files_, sources_->info(), config_.data.train.front().path);
   });
-  checkpointer_ = std::make_unique<Checkpointer>(config_, files_, clock_, directory_.checkpoints(),
-                                                 *checkpoint_groups_.control, *engine_);
+  checkpointer_ = std::make_unique<Checkpointer>(config_, files_, clock_, directory_.checkpoints(), world_, *engine_);
   const Index state_bytes = everyone.sum(static_cast<Index>(checkpointer_->snapshot_bytes()));
   everyone.together([&] {
     if (first_rank_) require_free_space(files_, directory_.path(), static_cast<std::uint64_t>(state_bytes));
@@ -132,7 +132,8 @@ void Trainer::start() {
   // Rates and costs of all ranks together.
   flops_ = everyone.sum(plan.step.total().flops);
   flops_full_ = everyone.sum(plan.step.total().flops_full);
-  ceiling_ = everyone.sum(peak_ > 0 ? peak_ : measure_matmul_rate(engine_->stream()));
+  const double unmeasured = std::numeric_limits<double>::quiet_NaN();
+  ceiling_ = everyone.sum(peak_ > 0 ? peak_ : quiet_ ? unmeasured : measure_matmul_rate(engine_->stream()));
   print_start(plan);
   stops_at_start();
 }
@@ -145,7 +146,7 @@ void Trainer::tune() {
   const std::string path = directory_.tuned();
   const std::string known = files_.exists(path) ? read_file(files_, path) : "";
   const std::string tuned = engine_->tune(known);
-  Agreement(*checkpoint_groups_.control, watch_.here()).together([&] {
+  Agreement(*agreed_, watch_.here()).together([&] {
     if (first_rank_ && tuned != known) write_file_atomically(files_, path, tuned);
   });
 }
@@ -179,7 +180,7 @@ void Trainer::restore_latest_or_initialize() {
 // The weights of a new run; engine_->initialize() has been called.
 void Trainer::start_anew() {
   if (config_.model.weights.empty()) return;
-  Agreement(*checkpoint_groups_.control, watch_.here()).together([&] {
+  Agreement(*agreed_, watch_.here()).together([&] {
     const SafetensorsModel weights(files_, config_.model.weights);
     check_all_used(config_.model, weights);
     load_weights(*engine_, weights);
@@ -187,6 +188,7 @@ void Trainer::start_anew() {
 }
 
 void Trainer::open_metrics() {
+  recorded_step_ = state_.step;
   if (!first_rank_) return;
   metrics_ = std::make_unique<MetricsFile>(files_, directory_.metrics(), state_.step);
   if (config_.observe.tensorboard)
@@ -314,6 +316,7 @@ bool Trainer::settle(std::size_t left) {
     const std::optional<StepRecord> record = record_of_oldest();
     if (!record) return false;
     if (!first_rank_) continue;
+    recorded_step_ = record->step;
     metrics_->write(*record);
     if (tensorboard_) tensorboard_->write(*record);
     progress_->step(*record);
@@ -368,25 +371,35 @@ void Trainer::evaluate() {
 }
 
 void Trainer::save() {
-  if (saved_step_ == state_.step) return;
+  // Ranks may differ about a save that was given up.
+  if (Agreement(*agreed_, watch_.here()).sum(saved_step_ == state_.step ? Index{0} : Index{1}) == 0) return;
   watch_.save();
   const Waiting waiting(watch_.here(), PackedText("writer"));
   state_.guard = guard_.state();
   const Checkpointer::Stall stall = checkpointer_->save(state_);
   pending_stall_ = stall.total();
-  saved_step_ = state_.step;
+  if (!stall.skipped) saved_step_ = state_.step;
 }
 
 void Trainer::report_saves(std::vector<Checkpointer::Outcome> outcomes, bool last) {
-  if (!outcomes.empty() && progress_) progress_->end_line();
+  const std::vector<std::string> notices = checkpointer_->notices();
+  if ((!outcomes.empty() || !notices.empty()) && progress_) progress_->end_line();
+  for (const std::string& notice : notices) log_->warn(notice);
   for (std::size_t i = 0; i < outcomes.size(); ++i) {
     const Checkpointer::Outcome& o = outcomes[i];
     for (const std::string& warning : o.warnings) log_->warn(warning);
     if (!o.error) {
-      if (first_rank_)
-        log_->info(format("step {}: checkpoint saved, {} in {}", o.step, human_bytes(static_cast<double>(o.bytes)),
-                          human_seconds(o.seconds)));
       report_forecast(o.seconds);
+      if (!first_rank_) continue;
+      log_->info(format("step {}: checkpoint saved, {} in {}", o.step, human_bytes(static_cast<double>(o.bytes)),
+                        human_seconds(o.seconds)));
+      const SaveRecord record{.step = recorded_step_,
+                              .checkpoint_step = o.step,
+                              .seconds = o.seconds,
+                              .bytes = static_cast<double>(o.bytes),
+                              .failed = failed_saves_};
+      metrics_->write(record);
+      if (tensorboard_) tensorboard_->write(record);
       continue;
     }
     try {

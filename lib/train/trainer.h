@@ -25,8 +25,8 @@ namespace dstrain {
 
 class Trainer {
  public:
-  // One rank of the resolved job. Everything is borrowed. `quiet`: nothing on the terminal (tests).
-  // Collective.
+  // One rank of the resolved job. Everything is borrowed. `quiet`: nothing on the terminal, and no measurement of what
+  // the machine could do, so no mfu on a CPU (tests). Collective.
   Trainer(const Config& config, World& world, const Files& files, const Clock& clock, bool quiet = false,
           const Watch& watch = {});
   ~Trainer();
@@ -94,7 +94,8 @@ class Trainer {
   RunWatch watch_;
   std::optional<RunLock> lock_;
   std::unique_ptr<Log> log_;
-  Groups checkpoint_groups_, loader_groups_, guard_groups_;
+  std::unique_ptr<ProcessGroup> agreed_;  // all ranks
+  Groups loader_groups_, guard_groups_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<TokenSources> sources_;
   std::unique_ptr<Sampler> sampler_;
@@ -111,11 +112,12 @@ class Trainer {
   std::deque<UnderWay> under_way_;
   double settled_at_ = 0;  // when the last step's result was known
   bool stopped_ = false;
-  bool evaluated_ = false;        // at the step that the run goes on from
-  std::optional<bool> forecast_;  // said, and whether it was too long
+  bool evaluated_ = false;                       // at the step that the run goes on from
+  std::optional<bool> forecast_;                 // said, and whether it was too long
   double check_seconds_ = 0, step_seconds_ = 0;  // of the guard's checks; of all steps
   Index checked_steps_ = 0;
   Index saved_step_ = -1;
+  Index recorded_step_ = 0;  // of the last line of a step in the metrics
   std::int64_t failed_saves_ = 0;
   double pending_stall_ = 0;           // of the last save, for the next step's record
   double flops_ = 0, flops_full_ = 0;  // of a step, all ranks

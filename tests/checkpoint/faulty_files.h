@@ -1,19 +1,28 @@
 #pragma once
 // Files of which the n-th call fails.
 
+#include <atomic>
 #include <cerrno>
+#include <cstring>
 #include <string>
+#include <utility>
 
 #include "lib/core/files.h"
 
 namespace dstrain::test {
 
+struct Fault {
+  int at = 0;            // the call that fails, counted from 1; 0: none does
+  bool sticky = false;   // all later ones fail too, as on a full disk
+  int error = ENOSPC;    // errno
+  bool partial = false;  // a write that fails has written its first half
+  std::string within;    // only calls on paths that hold this text are counted
+};
+
 class FaultyFiles final : public Files {
  public:
-  // Calls are counted from 1 over all operations, but for queries that cannot fail. `fail_at` 0: none does. `sticky`:
-  // all later ones fail too, as on a full disk.
-  explicit FaultyFiles(const Files& real, int fail_at = 0, bool sticky = false)
-      : real_(real), fail_at_(fail_at), sticky_(sticky) {}
+  // Calls are counted over all operations and threads, but for queries that cannot fail.
+  explicit FaultyFiles(const Files& real, Fault fault = {}) : real_(real), fault_(std::move(fault)) {}
   int calls() const { return calls_; }
   bool failed() const { return failed_; }
 
@@ -43,6 +52,7 @@ class FaultyFiles final : public Files {
     count("list", path, ExitCode::data);
     return real_.list(path);
   }
+  FileStatus status(const std::string& path) const override { return real_.status(path); }
   std::uint64_t available(const std::string& path) const override {
     count("available", path);
     return real_.available(path);
@@ -58,7 +68,12 @@ class FaultyFiles final : public Files {
       real_->pread(into, offset);
     }
     void pwrite(std::span<const std::byte> from, std::uint64_t offset) override {
-      owner_.count("write", path_);
+      try {
+        owner_.count("write", path_);
+      } catch (const FileError&) {
+        if (owner_.fault_.partial && from.size() > 1) real_->pwrite(from.first(from.size() / 2), offset);
+        throw;
+      }
       real_->pwrite(from, offset);
     }
     std::uint64_t size() const override {
@@ -85,17 +100,18 @@ class FaultyFiles final : public Files {
   };
 
   void count(const char* what, const std::string& path, ExitCode code = ExitCode::write) const {
-    ++calls_;
-    if (fail_at_ == 0 || (sticky_ ? calls_ < fail_at_ : calls_ != fail_at_)) return;
+    if (!fault_.within.empty() && path.find(fault_.within) == path.npos) return;
+    const int call = ++calls_;
+    if (fault_.at == 0 || (fault_.sticky ? call < fault_.at : call != fault_.at)) return;
     failed_ = true;
-    throw FileError(code, format("injected: cannot {} {} (call {})", what, path, calls_), ENOSPC);
+    throw FileError(code, format("injected: cannot {} {} (call {}): {}", what, path, call, std::strerror(fault_.error)),
+                    fault_.error);
   }
 
   const Files& real_;
-  int fail_at_;
-  bool sticky_;
-  mutable int calls_ = 0;
-  mutable bool failed_ = false;
+  Fault fault_;
+  mutable std::atomic<int> calls_{0};
+  mutable std::atomic<bool> failed_{false};
 };
 
 }  // namespace dstrain::test

@@ -41,7 +41,10 @@ class MemoryFiles final : public Files {
   std::vector<std::string> list(const std::string& path) const override {
     std::vector<std::string> out;
     for (auto f = files_.lower_bound(path + "/"); f != files_.end() && f->first.starts_with(path + "/"); ++f)
-      out.push_back(f->first.substr(path.size() + 1));
+      if (const std::string name =
+              f->first.substr(path.size() + 1, f->first.find('/', path.size() + 1) - path.size() - 1);
+          out.empty() || out.back() != name)
+        out.push_back(name);
     return out;
   }
   std::uint64_t available(const std::string&) const override { return 1ull << 40; }

@@ -150,6 +150,7 @@ TEST_CASE("rollback: back to the last checkpoint, the batch is passed over, a re
     std::istringstream lines(f.text_of(whole, "metrics.jsonl"));
     Index last = 0;
     for (std::string line; std::getline(lines, line);) {
+      if (line.find("\"checkpoint_step\"") != line.npos) continue;
       CHECK_THAT(line, Catch::Matchers::StartsWith(format("{{\"step\":{},", ++last)));
       const Index first = (last - 1 + (last >= 8 ? 1 : 0)) * kSamples;
       CHECK_THAT(line,

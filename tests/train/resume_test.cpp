@@ -124,9 +124,7 @@ TEST_CASE("a checkpoint goes on under every other layout with identical paramete
       use_device(config, world, run_device(config));
       const auto owned = make_engine(config, world, mesh_of, run_device(config), 1);
       Engine& engine = *owned;
-      const Groups groups = make_groups(world, mesh_of, Poster::checkpoint);
-      Checkpointer checkpointer(config, system_files(), system_clock(), checkpoints_directory(run), *groups.control,
-                                engine);
+      Checkpointer checkpointer(config, system_files(), system_clock(), checkpoints_directory(run), world, engine);
       engine.initialize(1);
       auto state = checkpointer.restore([](const std::string&) {});
       check(state.has_value(), "nothing to restore");
