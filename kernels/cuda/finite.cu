@@ -42,6 +42,24 @@ __global__ void __launch_bounds__(kThreads)
     atomicOr(flag, 1);
 }
 
+// Flat memory, N elements at a time.
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads)
+    flat_finite_kernel(std::int32_t* flag, double* flag64, const T* x, float most, Index n) {
+  bool good = true;
+  for (Index i = (static_cast<Index>(blockIdx.x) * kThreads + threadIdx.x) * N; i < n;
+       i += static_cast<Index>(gridDim.x) * kThreads * N) {
+    const auto v = cuda::load_vec<N>(x + i);
+#pragma unroll
+    for (int j = 0; j < N; ++j) good = good && fabsf(cuda::to_float(v.v[j])) <= most;
+  }
+  if (good) return;
+  if (flag64 != nullptr)
+    *flag64 = 1;
+  else
+    atomicOr(flag, 1);
+}
+
 }  // namespace
 
 void run(Cuda, Stream& stream, const FiniteCheck& op) {
@@ -59,6 +77,24 @@ void run(Cuda, Stream& stream, const FiniteCheck& op) {
                       : x.dtype == DType::f64 ? std::numeric_limits<double>::max()
                                               : static_cast<double>(std::numeric_limits<float>::max());
   const cudaStream_t queue = cuda::stream_of(stream);
+  // As many whole vectors as there are; the few elements behind them by the kernel for any rows.
+  const auto flat = [&](auto zero, auto width) {
+    using T = decltype(zero);
+    constexpr int kWidth = width;
+    const Index whole = x.contiguous() && cuda::aligned_flat(x) ? n / kWidth * kWidth : 0;
+    if (whole > 0)
+      flat_finite_kernel<T, kWidth>
+          <<<blocks, kThreads, 0, queue>>>(flag, flag64, cuda::pointer<T>(x), static_cast<float>(most), whole);
+    if (whole > 0 && whole < n) {
+      r = {.rank = 0, .columns = n - whole, .rows = 1};
+      finite_kernel<<<1, kThreads, 0, queue>>>(flag, flag64, cuda::pointer<T>(x) + whole, most, r);
+    }
+    return whole > 0;
+  };
+  if (x.dtype == DType::f32 && flat(float{}, std::integral_constant<int, 4>{}))
+    return cuda::check_launch("finite_check");
+  if (x.dtype == DType::bf16 && flat(__nv_bfloat16{}, std::integral_constant<int, 8>{}))
+    return cuda::check_launch("finite_check");
   if (x.dtype == DType::f64)
     finite_kernel<<<blocks, kThreads, 0, queue>>>(flag, flag64, x.as<double>(), most, r);
   else if (x.dtype == DType::f32)

@@ -23,7 +23,8 @@ using Half = __nv_bfloat16;
 
 // gradient_swapped: c^T = b^T a, for a b that is gathered.
 enum class Kind { product, product_transposed, gradient, gradient_swapped };
-constexpr bool is_gradient(Kind kind) { return kind == Kind::gradient || kind == Kind::gradient_swapped; }
+template <Kind kKind>
+constexpr bool kIsGradient = kKind == Kind::gradient || kKind == Kind::gradient_swapped;
 
 struct Problem {
   CUtensorMap b_map;
@@ -122,7 +123,7 @@ struct Tiles {
 
   __device__ int size(int g) const {
     const int rows = offsets[g + 1] - offsets[g];
-    return (is_gradient(kKind) ? down : (rows + kM - 1) / kM) * across;
+    return (kIsGradient<kKind> ? down : (rows + kM - 1) / kM) * across;
   }
   // Moves to the next tile; false when none is left.
   __device__ bool advance(int& row, int& column) {
@@ -163,9 +164,9 @@ __device__ inline void produce(const Problem& p, unsigned memory, std::uint64_t*
   unsigned parity = 1;
   while (tiles.advance(row, column)) {
     const int group = tiles.group, begin = tiles.offsets[group], end = tiles.offsets[group + 1];
-    const int length = is_gradient(kKind) ? end - begin : p.k, steps = (length + kK - 1) / kK;
+    const int length = kIsGradient<kKind> ? end - begin : p.k, steps = (length + kK - 1) / kK;
     const Half* rows[8];  // of a product: this thread's rows of a, or null
-    if constexpr (!is_gradient(kKind)) {
+    if constexpr (!kIsGradient<kKind>) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const int at = begin + row + t / 8 + 16 * i;
@@ -185,7 +186,7 @@ __device__ inline void produce(const Problem& p, unsigned memory, std::uint64_t*
         for (int i = 0; i < 4; ++i) next[i] = p.a_rows[min(first + 16 * i, end - 1)];
       }
     };
-    if (is_gradient(kKind) && steps > 0) find_rows(0);
+    if (kIsGradient<kKind> && steps > 0) find_rows(0);
     for (int s = 0; s < steps; ++s) {
       barrier_wait(empty + stage, parity);
       const unsigned a = memory + stage * kStageBytes, b = a + kABytes;
@@ -194,13 +195,13 @@ __device__ inline void produce(const Problem& p, unsigned memory, std::uint64_t*
         if constexpr (kKind == Kind::product_transposed) {
           load_box(b, &p.b_map, full + stage, s * kK, group * p.n + column);
         } else {
-          const int first = is_gradient(kKind) ? begin + s * kK : group * p.k + s * kK;
+          const int first = kIsGradient<kKind> ? begin + s * kK : group * p.k + s * kK;
 #pragma unroll
           for (int i = 0; i < kN / 64; ++i)
             load_box(b + i * kChunkBytes, &p.b_map, full + stage, column + i * 64, first);
         }
       }
-      if constexpr (!is_gradient(kKind)) {
+      if constexpr (!kIsGradient<kKind>) {
         const bool inside = s * kK + t % 8 * 8 < p.k;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
@@ -240,7 +241,7 @@ __device__ inline void consume(const Problem& p, unsigned memory, std::uint64_t*
   unsigned parity = 0;
   while (tiles.advance(row, column)) {
     const int group = tiles.group, begin = tiles.offsets[group], end = tiles.offsets[group + 1];
-    const int length = is_gradient(kKind) ? end - begin : p.k, steps = (length + kK - 1) / kK;
+    const int length = kIsGradient<kKind> ? end - begin : p.k, steps = (length + kK - 1) / kK;
     float d[128];
 #pragma unroll
     for (int i = 0; i < 128; ++i) d[i] = 0;
@@ -254,7 +255,7 @@ __device__ inline void consume(const Problem& p, unsigned memory, std::uint64_t*
 #pragma unroll
       for (int k = 0; k < kK / 16; ++k) {
         constexpr int kStepAlong = 32, kStepAcross = 16 * 128;  // bytes of 16 of the sum
-        constexpr bool kAcrossA = is_gradient(kKind), kAcrossB = kKind != Kind::product_transposed;
+        constexpr bool kAcrossA = kIsGradient<kKind>, kAcrossB = kKind != Kind::product_transposed;
         wgmma<kAcrossA, kAcrossB>(d, descriptor(a + k * (kAcrossA ? kStepAcross : kStepAlong), kChunkBytes),
                                   descriptor(b + k * (kAcrossB ? kStepAcross : kStepAlong), kChunkBytes));
       }
@@ -272,18 +273,20 @@ __device__ inline void consume(const Problem& p, unsigned memory, std::uint64_t*
 
     const int first = row + group_of_warps * 64 + warp * 16 + lane / 4;  // and first + 8
     if constexpr (kKind == Kind::gradient_swapped) {
-      float* const out = static_cast<float*>(p.c) + static_cast<Index>(group) * p.n * p.c_row;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int r = first + 8 * half;
-#pragma unroll
-        for (int j = 0; j < kN / 4; ++j) {
-          const int c = column + j / 2 * 8 + lane % 4 * 2 + j % 2;
-          if (r >= p.m || c >= p.n) continue;
-          float* const to = out + static_cast<Index>(c) * p.c_row + r;
-          const float v = d[4 * (j / 2) + 2 * half + j % 2];
-          *to = p.accumulate ? *to + v : v;
-        }
+      const int c = column + lane % 4 * 2;
+      float* const out = static_cast<float*>(p.c) + (static_cast<Index>(group) * p.n + c) * p.c_row + first;
+      const bool low = first < p.m, high = first + 8 < p.m;
+      const auto put = [&](bool there, float* to, float v) {
+        if (there) *to = p.accumulate ? *to + v : v;
+      };
+#pragma unroll kN / 8
+      for (int j = 0; j < kN / 8; ++j) {      // registers of a tile: neighbours in c, then those 8 rows on
+        const bool inside = c + j * 8 < p.n;  // n is even
+        float* const to = out + j * 8 * p.c_row;
+        put(inside && low, to, d[4 * j]);
+        put(inside && low, to + p.c_row, d[4 * j + 1]);
+        put(inside && high, to + 8, d[4 * j + 2]);
+        put(inside && high, to + p.c_row + 8, d[4 * j + 3]);
       }
     } else if constexpr (kKind == Kind::gradient) {
       float* const out = static_cast<float*>(p.c) + static_cast<Index>(group) * p.m * p.c_row;

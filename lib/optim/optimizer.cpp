@@ -45,8 +45,9 @@ void Optimizer::check_weights(Stream& stream, const Tensor& bad) const {
   constexpr Index kRow = 64;  // arenas hold a multiple of it
   stream.set_place({.phase = "weight check"});
   launch(stream, Fill{.y = bad});
-  const Tensor &compute = params_.compute(), &master = params_.master();
-  for (const Tensor& t : {compute, master.data == compute.data ? Tensor{} : master})
+  // What ops read: a master that is bad makes them bad.
+  const Tensor& compute = params_.compute();
+  for (const Tensor& t : {compute, compute.dtype == DType::bf16 ? params_.biases() : Tensor{}})
     if (t.defined() && t.numel() > 0)
       launch(stream, FiniteCheck{.flag = bad, .x = t.view({t.numel() / kRow, kRow}), .most = kMostValue});
 }

@@ -22,7 +22,8 @@ struct TinyModel {
   Index layers;
   Index heads, kv_heads;
   Index inner;  // what the tensor size must divide
-  // Makes a router choose every expert: then no rounding decides.
+  // Makes a router choose every expert: then no rounding decides. Narrow latents of large weights are also further from
+  // float32 than one rounding an op says: 6% where 0.15 stays within 4%.
   std::vector<std::string> undecided = {};
 };
 
@@ -70,7 +71,7 @@ inline const std::vector<TinyModel>& tiny_models() {
        3,
        3,
        9,
-       {"model.num_experts_per_tok=5"}},
+       {"model.num_experts_per_tok=5", "model.initializer_range=0.15"}},
   };
   return models;
 }
