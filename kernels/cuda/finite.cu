@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cuda/device/dispatch.cuh"
+#include "kernels/cuda/device/row_map.cuh"
 
 namespace dstrain {
 
