@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <numeric>
 #include <utility>
@@ -132,6 +133,8 @@ Watchdog::Watchdog(World& world, const Clock& clock, const StopSignal* signal, O
   }
   last_tick_ = now;
   stop_ = eventfd(0, EFD_CLOEXEC);
+  require(stop_ >= 0, ExitCode::device, "cannot open an event for the watchdog: {}; see ulimit -n",
+          std::strerror(errno));
   sigset_t every, before;
   sigfillset(&every);
   pthread_sigmask(SIG_SETMASK, &every, &before);

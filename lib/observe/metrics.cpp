@@ -45,7 +45,7 @@ void MetricsFile::append(const std::string& line) {
   try {
     file_->pwrite(std::as_bytes(std::span(text)), end_);
     end_ += text.size();
-  } catch (const FileError&) {
+  } catch (const std::exception&) {
     ++dropped_;
   }
 }

@@ -113,7 +113,7 @@ void TensorBoardFile::append(const std::string& event) {
   try {
     file_->pwrite(std::as_bytes(std::span(record)), end_);
     end_ += record.size();
-  } catch (const FileError&) {
+  } catch (const std::exception&) {
     ++dropped_;
   }
 }

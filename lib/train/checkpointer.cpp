@@ -83,10 +83,13 @@ std::optional<CheckpointState> Checkpointer::restore(const std::function<void(co
   std::optional<Checkpoint> checkpoint = open_newest(files_, directory_, *trainer_group_, report, &engine_.pool());
   if (!checkpoint) return {};
   const CheckpointState state = checkpoint->state();
-  require(state.config_hash == job_identity(config_), ExitCode::checkpoint,
-          "{}: it was saved by a job with another model or training.sequence_length", checkpoint->path());
-  require(state.seed == config_.run.seed, ExitCode::checkpoint, "{}: it was trained with run.seed {}, the job has {}",
-          checkpoint->path(), state.seed, config_.run.seed);
+  // Every rank finds the same: one tells it.
+  agreement_.together([&] {
+    require(state.config_hash == job_identity(config_), ExitCode::checkpoint,
+            "{}: it was saved by a job with another model or training.sequence_length", checkpoint->path());
+    require(state.seed == config_.run.seed, ExitCode::checkpoint, "{}: it was trained with run.seed {}, the job has {}",
+            checkpoint->path(), state.seed, config_.run.seed);
+  });
   agreement_.together([&] {
     const ParamArena& params = engine_.params();
     std::vector<float> values;

@@ -155,15 +155,17 @@ void Trainer::restore_latest_or_initialize() {
   const double begin = clock_.now();
   const auto restored = checkpointer_->restore([&](const std::string& line) { log_->warn(line); });
   if (restored) {
-    // The cursor counts samples of these very tokens.
-    require(
-        restored->data_hash.empty() || restored->data_hash == sources_->fingerprint(), ExitCode::data,
-        "data.train: its tokens, weights or document mask (hash {}) are not those that the checkpoint of step {} was "
-        "trained on (hash {}); a new run can start from its weights",
-        sources_->fingerprint(), restored->step, restored->data_hash);
+    // Every rank finds the same: one tells it.
+    Agreement(*guard_groups_.control, watch_.here()).together([&] {
+      // The cursor counts samples of these very tokens.
+      require(restored->data_hash.empty() || restored->data_hash == sources_->fingerprint(), ExitCode::data,
+              "data.train: its tokens, weights or document mask (hash {}) are not those that the checkpoint of step {} "
+              "was trained on (hash {}); a new run can start from its weights",
+              sources_->fingerprint(), restored->step, restored->data_hash);
+      // Earlier steps may have had another batch.
+      require_train_epochs(config_, *sources_, *sampler_, restored->step, restored->next_sample);
+    });
     state_ = *restored;
-    // Earlier steps may have had another batch.
-    require_train_epochs(config_, *sources_, *sampler_, state_.step, state_.next_sample);
     engine_->set_updates(state_.optimizer_step);
     saved_step_ = state_.step;
     guard_ = Guard(config_.guard, state_.guard);

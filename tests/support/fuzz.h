@@ -1,24 +1,29 @@
 #pragma once
-// A small fuzzer: seeded mutations of good inputs until a time is up. For executables made by dstrain_fuzz() of
-// tests/CMakeLists.txt, which build their subject with the address and undefined-behaviour sanitizers.
+// A small fuzzer: seeded mutations of good inputs, a number of them or until a time is up. For executables made by
+// dstrain_fuzz() of tests/CMakeLists.txt, which build their subject with the address and undefined-behaviour
+// sanitizers.
 //
 //   int main(int argc, char** argv) {
 //     return dstrain::fuzz::run(argc, argv, {good inputs}, {words}, [](const std::string& input) { ... });
 //   }
 //
-//   fuzz_NAME SECONDS [SEED]     runs until the time is up; exit 0
+//   fuzz_NAME RUNS [SEED]        so many inputs; exit 0
+//   fuzz_NAME SECONDSs [SEED]    until the time is up: 60s
 //   fuzz_NAME FILE               runs one input again
 //
 // The subject may throw Error with a code that data may cause (data, checkpoint, usage); any other exception, a crash,
-// a sanitizer's report, or an input that takes longer than a minute is a failure. The input of a failure is left in
-// FUZZ_NAME.input in the working directory: it is written before each run.
+// a sanitizer's report, an input that takes more than a second of processor time, or a peak of memory above 512 MB (the
+// sanitizer's own included) is a failure. The input of a failure is left in FUZZ_NAME.input in the working directory.
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <fstream>
 #include <functional>
 #include <iterator>
@@ -32,6 +37,21 @@ namespace dstrain::fuzz {
 
 using Random = std::mt19937_64;
 
+// Freed memory that is kept to find its use counts as memory.
+extern "C" __attribute__((used)) const char* __asan_default_options() { return "quarantine_size_mb=32"; }
+extern "C" void __sanitizer_set_death_callback(void (*callback)());
+
+// What runs, for whoever finds it dead.
+struct Current {
+  std::string name;
+  std::string input;
+  static Current& get() {
+    static Current current;
+    return current;
+  }
+  static void keep() { std::ofstream(get().name + ".input", std::ios::binary) << get().input; }
+};
+
 inline std::size_t below(Random& random, std::size_t n) { return static_cast<std::size_t>(random() % n); }
 
 // One change: a byte replaced, a bit flipped, bytes cut, doubled, moved, a number made extreme, a word put in, or a
@@ -39,7 +59,7 @@ inline std::size_t below(Random& random, std::size_t n) { return static_cast<std
 inline void mutate(std::string& text, const std::string& other, const std::vector<std::string>& words, Random& random) {
   const std::size_t at = below(random, text.size() + 1);
   const std::size_t length = std::min(text.size() - at, below(random, 1 + (random() % 8 ? 8u : 300u)));
-  switch (random() % 10) {
+  switch (random() % 11) {
     case 0:
       if (at < text.size()) text[at] = static_cast<char>(random());
       break;
@@ -78,6 +98,17 @@ inline void mutate(std::string& text, const std::string& other, const std::vecto
       text.insert(at, other.substr(from, below(random, 200)));
       break;
     }
+    case 8: {  // a line moved
+      const auto begin = text.rfind('\n', at), end = text.find('\n', at);
+      if (begin == std::string::npos || end == std::string::npos) break;
+      const std::string line = text.substr(begin, end - begin);
+      text.erase(begin, end - begin);
+      text.insert(below(random, text.size() + 1), line);
+      break;
+    }
+    case 9:
+      if (!words.empty()) text.replace(at, length, words[below(random, words.size())]);
+      break;
     default:
       if (!words.empty()) text.insert(at, words[below(random, words.size())]);
       break;
@@ -91,39 +122,61 @@ inline int run(int argc, char** argv, const std::vector<std::string>& inputs, co
   const std::string self = argv[0];
   const std::string name = self.substr(self.find_last_of('/') + 1);
   std::string refusal;
+  Current::get().name = name;
+  __sanitizer_set_death_callback(Current::keep);
+  for (const int signal : {SIGALRM, SIGABRT, SIGTERM})
+    std::signal(signal, [](int number) {
+      Current::keep();
+      std::signal(number, SIG_DFL);
+      std::raise(number);
+    });
+  std::clock_t slowest = 0;
   const auto once = [&](const std::string& input) {
+    Current::get().input = input;
     alarm(60);  // a hang ends with SIGALRM
+    const std::clock_t begin = std::clock();
+    const auto end = [&] {
+      alarm(0);
+      slowest = std::max(slowest, std::clock() - begin);
+    };
     try {
       subject(input);
-      alarm(0);
+      end();
       return true;
     } catch (const Error& e) {
-      alarm(0);
+      end();
       refusal = e.what();
       if (e.code() == ExitCode::data || e.code() == ExitCode::checkpoint || e.code() == ExitCode::usage) return false;
       throw;
     }
   };
   if (argc < 2) {
-    std::fprintf(stderr, "%s SECONDS [SEED] | FILE\n", name.c_str());
+    std::fprintf(stderr, "%s RUNS [SEED] | SECONDSs [SEED] | FILE\n", name.c_str());
     return 2;
   }
   char* end = nullptr;
-  const double seconds = std::strtod(argv[1], &end);
-  if (*end != '\0') {
+  const double most = std::strtod(argv[1], &end);
+  const bool timed = std::string(end) == "s";
+  if (*end != '\0' && !timed) {
     std::ifstream file(argv[1], std::ios::binary);
     once(std::string(std::istreambuf_iterator<char>(file), {}));
     return 0;
   }
   Random random(argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1);
-  const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+  const auto begin = std::chrono::steady_clock::now();
+  const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
   std::uint64_t runs = 0, taken = 0;
   for (const std::string& good : inputs)
     if (!once(good)) {
       std::fprintf(stderr, "%s: a good input is refused: %s\n", name.c_str(), refusal.c_str());
       return 1;
     }
-  for (; std::chrono::steady_clock::now() < until; ++runs) {
+  const auto failed = [&](const char* why, double figure) {
+    Current::keep();
+    std::fprintf(stderr, "%s: %s: %.3f; see %s.input\n", name.c_str(), why, figure, name.c_str());
+    return 1;
+  };
+  for (; timed ? seconds() < most : static_cast<double>(runs) < most; ++runs) {
     std::string input = inputs[below(random, inputs.size())];
     // Half of the time, only what lies behind a zero byte: the part that a good first part leads to.
     std::string head;
@@ -134,12 +187,22 @@ inline int run(int argc, char** argv, const std::vector<std::string>& inputs, co
     for (std::size_t n = 1 + below(random, random() % 4 ? 2u : 12u); n > 0; --n)
       mutate(input, inputs[below(random, inputs.size())], words, random);
     input.insert(0, head);
-    std::ofstream(name + ".input", std::ios::binary) << input;
-    taken += once(input);
+    try {
+      taken += once(input);
+    } catch (const std::exception& e) {
+      Current::keep();
+      std::fprintf(stderr, "%s: %s; see %s.input\n", name.c_str(), e.what(), name.c_str());
+      return 1;
+    }
+    if (slowest > CLOCKS_PER_SEC) return failed("seconds of an input", static_cast<double>(slowest) / CLOCKS_PER_SEC);
   }
-  std::remove((name + ".input").c_str());
-  std::printf("%s: %llu inputs in %.0f s, %llu of them taken\n", name.c_str(), static_cast<unsigned long long>(runs),
-              seconds, static_cast<unsigned long long>(taken));
+  rusage used{};
+  getrusage(RUSAGE_SELF, &used);
+  const double megabytes = static_cast<double>(used.ru_maxrss) / 1024;
+  std::printf("%s: %llu inputs in %.0f s, %llu of them taken; slowest %.3f s, memory %.0f MB\n", name.c_str(),
+              static_cast<unsigned long long>(runs), seconds(), static_cast<unsigned long long>(taken),
+              static_cast<double>(slowest) / CLOCKS_PER_SEC, megabytes);
+  if (megabytes > 512) return failed("megabytes of memory", megabytes);
   return 0;
 }
 
