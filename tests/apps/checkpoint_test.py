@@ -129,7 +129,8 @@ def eight_at_once(d, rounds):
                 said = process.stderr.read()
                 check(process.returncode == 5 and f"process {winner.pid}," in said, f"round {number}: exit {process.returncode}: {said}")
                 told += 1
-            while not (d / f"run{number}/metrics.jsonl").exists() and time.monotonic() < begin + 60:
+            # Stopped in its start it would leave nothing to verify.
+            while not any((d / f"run{number}/checkpoints").glob("step_????????")) and time.monotonic() < begin + 60:
                 time.sleep(0.01)
             winner.send_signal(signal.SIGTERM)
             check(winner.wait(timeout=60) == 10, f"the winner: exit {winner.returncode}")

@@ -260,7 +260,7 @@ TEST_CASE("a disk that fails at any write leaves whole files, and the next run t
   int left = kMany;
   run(tokenizer, corpus.options("count"), 1, 1, FaultyFiles(left));
   const int total = kMany - left;
-  CHECK(total > 20);
+  CHECK(total > 12);
   for (int k = 0; k < total; k += 3) {
     INFO("after write " << k << " of " << total);
     const std::string name = format("f{}", k);
