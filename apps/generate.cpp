@@ -179,14 +179,20 @@ void generate(const GenerateOptions& o, World& world) {
       make_engine(config, world, mesh, device, pool_threads(config, world), plan, EngineUse::generation);
   load_run(system_files(), o.path, world, *engine,
            [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); });
-  Generator generator(*engine, *groups.model, length);
+  Generator generator(*engine, *groups.model, *groups.expert, length);
 
   const auto count = static_cast<Index>(prompts.size());
   for (Index begin = 0; begin < count; begin += batch * replicas) {
     std::string lines;
     everyone.together([&] {
       const Index first = begin + engine->coordinates().data * batch, n = std::min(batch, count - first);
-      if (n <= 0) return;
+      if (n <= 0) {
+        // Its experts are needed all the same.
+        const std::vector<std::int32_t> nothing{0};
+        if (groups.expert->size() > 1)
+          generator.run({&nothing, 1}, o.tokens, o.sampling, [](std::size_t, std::int32_t) { return false; });
+        return;
+      }
       const std::span<const Prompt> mine(&prompts[static_cast<std::size_t>(first)], static_cast<std::size_t>(n));
       if (o.prompts.empty())
         stream_one(generator, o, *tokenizer, mine.front());

@@ -4,12 +4,26 @@
 
 namespace dstrain {
 
+void TakeRows::validate() const {
+  check_rank(y, 2, "take_rows: y");
+  check_rank(x, 2, "take_rows: x");
+  check_shape(y, {y.dim(0), x.dim(1)}, "take_rows: y");
+  check_last_dense(y, "take_rows: y");
+  check_last_dense(x, "take_rows: x");
+  check_same_dtype(y, x, "take_rows: y");
+  check_vector(rows_of, DType::i32, y.dim(0), "take_rows: rows_of");
+}
+
+Cost TakeRows::cost() const { return {0, 0, 2 * bytes_of({&y}) + bytes_of({&rows_of})}; }
+
 void ExpertSum::validate() const {
   check_rank(y, 2, "expert_sum: y");
   check_rank(place, 2, "expert_sum: place");
   const Index rows = y.dim(0), columns = y.dim(1);
   check_rows(y, rows, columns, "expert_sum: y");
-  check_rows(x, place.numel(), columns, "expert_sum: x");
+  check_rank(x, 2, "expert_sum: x");
+  check(x.dim(0) <= place.numel(), "expert_sum: {} rows for {} places", x.dim(0), place.numel());
+  check_rows(x, x.dim(0), columns, "expert_sum: x");
   check_same_dtype(x, y, "expert_sum: x");
   check_shape(place, {rows, place.dim(1)}, "expert_sum: place");
   check_dtype(place, DType::i32, "expert_sum: place");
@@ -39,7 +53,7 @@ void ExpertActivationGradient::validate() const {
   }
   check_rank(weights, 2, "expert_activation_gradient: weights");
   check_shape(dweights, weights.shape, "expert_activation_gradient: dweights");
-  check(weights.numel() == rows, "expert_activation_gradient: {} weights of {} rows", weights.numel(), rows);
+  check(weights.numel() >= rows, "expert_activation_gradient: {} weights of {} rows", weights.numel(), rows);
   for (const Tensor* t : {&weights, &dweights}) {
     check_dtype(*t, DType::f32, "expert_activation_gradient: weights or their gradient");
     check_flat(*t, "expert_activation_gradient: weights or their gradient");

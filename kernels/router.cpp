@@ -60,22 +60,25 @@ void ExpertOrder::validate() const {
   check_rank(offsets, 1, "expert_order: offsets");
   const Index n = experts.numel();
   check_matrix(experts, DType::i32, experts.dim(0), experts.dim(1), "expert_order: experts");
-  check(expert_count() >= 1 && expert_count() <= kMostExperts, "expert_order: {} experts", expert_count());
-  check_vector(offsets, DType::i32, expert_count() + 1, "expert_order: offsets");
+  check(groups() >= 1 && groups() <= kMostExperts && first >= 0 && width >= 1,
+        "expert_order: {} groups of {} experts from {}", groups(), width, first);
+  check_vector(offsets, DType::i32, groups() + 1, "expert_order: offsets");
   check_matrix(place, DType::i32, experts.dim(0), experts.dim(1), "expert_order: place");
-  check_vector(choice_at, DType::i32, n, "expert_order: choice_at");
-  check_vector(row_at, DType::i32, n, "expert_order: row_at");
+  check_rank(choice_at, 1, "expert_order: choice_at");
+  check(choice_at.dim(0) <= n, "expert_order: {} places for {} choices", choice_at.dim(0), n);
+  check_vector(choice_at, DType::i32, choice_at.dim(0), "expert_order: choice_at");
+  check_vector(row_at, DType::i32, choice_at.dim(0), "expert_order: row_at");
   check(n < (Index{1} << 31), "expert_order: {} choices", n);
 }
 
 Cost ExpertOrder::cost() const { return {0, 0, bytes_of({&offsets, &place, &choice_at, &row_at, &experts})}; }
 
-// CUDA: counts of each expert in each block of choices.
+// CUDA: counts of each group in each block of choices.
 std::size_t ExpertOrder::workspace(Device target) const {
   if (target != Device::cuda) return 0;
   constexpr Index kBlock = 1024;
   const Index blocks = (experts.numel() + kBlock - 1) / kBlock;
-  return arena_bytes({static_cast<std::size_t>(blocks * expert_count()) * sizeof(std::int32_t)});
+  return arena_bytes({static_cast<std::size_t>(blocks * groups()) * sizeof(std::int32_t)});
 }
 
 void ExpertCounts::validate() const {

@@ -61,21 +61,25 @@ struct RouteGradient {
 void run(Cpu, Stream& stream, const RouteGradient& op);
 void run(Cuda, Stream& stream, const RouteGradient& op);
 
-// Sorts the rows * K choices by expert, those of an expert by row: choice c = row * K + k lies at place[c], and
-// choice_at[place[c]] = c, row_at[place[c]] = row. Expert e has places [offsets[e], offsets[e + 1]).
+// Sorts the rows * K choices by group of `width` experts, the first group beginning with expert `first`; those of a
+// group by row: choice c = row * K + k lies at place[c], and choice_at[place[c]] = c, row_at[place[c]] = row. Group g
+// has places [offsets[g], offsets[g + 1]). A choice of no group, or `distinct` and in the group of the choice before it
+// in its row, has no place: -1. choice_at and row_at hold P >= offsets[G] places; what is past the last one is left.
 struct ExpertOrder {
   static constexpr const char* name = "expert_order";
-  Tensor offsets;    // (E + 1) i32
+  Tensor offsets;    // (G + 1) i32
   Tensor place;      // (rows, K) i32
-  Tensor choice_at;  // (rows * K) i32
-  Tensor row_at;     // (rows * K) i32
-  Tensor experts;    // (rows, K) i32
+  Tensor choice_at;  // (P) i32
+  Tensor row_at;     // (P) i32
+  Tensor experts;    // (rows, K) i32, ascending in a row
+  Index first = 0, width = 1;
+  bool distinct = false;
 
   void validate() const;
   Cost cost() const;
   std::array<Tensor, 0> outputs() const { return {}; }
   std::size_t workspace(Device target) const;
-  Index expert_count() const { return offsets.dim(0) - 1; }
+  Index groups() const { return offsets.dim(0) - 1; }
 };
 void run(Cpu, Stream& stream, const ExpertOrder& op);
 void run(Cuda, Stream& stream, const ExpertOrder& op);

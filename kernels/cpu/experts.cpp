@@ -1,9 +1,20 @@
 #include "kernels/experts.h"
 
+#include <cstring>
+
 #include "kernels/cpu/loops.h"
 #include "kernels/cpu/vector_math.h"
 
 namespace dstrain {
+
+void run(Cpu, Stream& stream, const TakeRows& op) {
+  const auto width = static_cast<Index>(size_of(op.y.dtype)), bytes = op.y.dim(1) * width;
+  const std::int32_t* const from = op.rows_of.as<std::int32_t>();
+  cpu::parallel_rows(stream, op.y.dim(0), op.y.dim(1), [&](Index p) {
+    std::memcpy(op.y.data + p * op.y.stride(0) * width, op.x.data + from[p] * op.x.stride(0) * width,
+                static_cast<std::size_t>(bytes));
+  });
+}
 
 void run(Cpu, Stream& stream, const ExpertSum& op) {
   const Index rows = op.y.dim(0), columns = op.y.dim(1), top = op.place.dim(1);
@@ -20,6 +31,7 @@ void run(Cpu, Stream& stream, const ExpertSum& op) {
         const Index n = std::min(kBlock, columns - begin);
         for (Index c = 0; c < n; ++c) sum[c] = start ? cpu::to_float(start[begin + c]) : 0.0f;
         for (Index k = 0; k < top; ++k) {
+          if (place[k] < 0) continue;
           const T* const x = cpu::row<T>(op.x, place[k]) + begin;
           const float w = weights ? weights[k] : 1.0f;
 #pragma omp simd

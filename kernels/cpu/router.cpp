@@ -111,17 +111,29 @@ void run(Cpu, Stream& stream, const RouteGradient& op) {
 }
 
 void run(Cpu, Stream&, const ExpertOrder& op) {
-  const Index n = op.experts.numel(), top = op.experts.dim(1), all = op.expert_count();
+  const Index n = op.experts.numel(), top = op.experts.dim(1), all = op.groups(), room = op.choice_at.dim(0);
   const std::int32_t* const experts = op.experts.as<std::int32_t>();
   std::int32_t* const offsets = op.offsets.as<std::int32_t>();
+  const auto group_of = [&](Index c) {
+    const Index from = experts[c] - op.first;
+    return from < 0 || from >= all * op.width ? Index{-1} : from / op.width;
+  };
+  const auto place_of = [&](Index c) {
+    const Index group = group_of(c);
+    return op.distinct && c % top > 0 && group_of(c - 1) == group ? Index{-1} : group;
+  };
   std::fill(offsets, offsets + all + 1, 0);
-  for (Index c = 0; c < n; ++c) ++offsets[experts[c] + 1];
-  for (Index e = 0; e < all; ++e) offsets[e + 1] += offsets[e];
+  for (Index c = 0; c < n; ++c)
+    if (const Index g = place_of(c); g >= 0) ++offsets[g + 1];
+  for (Index g = 0; g < all; ++g) offsets[g + 1] += offsets[g];
+  check(offsets[all] <= room, "expert_order: {} choices in {} places", offsets[all], room);
   std::int32_t next[kMostExperts];
   std::copy_n(offsets, all, next);
   for (Index c = 0; c < n; ++c) {
-    const std::int32_t at = next[experts[c]]++;
+    const Index g = place_of(c);
+    const std::int32_t at = g < 0 ? -1 : next[g]++;
     op.place.as<std::int32_t>()[c] = at;
+    if (at < 0) continue;
     op.choice_at.as<std::int32_t>()[at] = static_cast<std::int32_t>(c);
     op.row_at.as<std::int32_t>()[at] = static_cast<std::int32_t>(c / top);
   }

@@ -27,6 +27,7 @@ struct Sum {
     }
     for (int k = 0; k < top; ++k) {
       const Index from = place[row * top + k];
+      if (from < 0) continue;
       const float w = weights ? weights[row * top + k] : 1.0f;
       const auto v = cuda::load_vec<N>(x + from * x_stride + c);
 #pragma unroll
@@ -45,6 +46,34 @@ struct Sum {
     }
   }
 };
+
+// Rows of words W.
+template <class W>
+struct Take {
+  W* y;
+  const W* x;
+  const std::int32_t* rows_of;
+  Index y_stride, x_stride;
+  __device__ void operator()(Index row, Index c) const { y[row * y_stride + c] = x[rows_of[row] * x_stride + c]; }
+};
+
+template <class W>
+bool in_words(const Tensor& t) {
+  const auto width = static_cast<Index>(size_of(t.dtype)), word = static_cast<Index>(sizeof(W));
+  return t.dim(1) * width % word == 0 && t.stride(0) * width % word == 0 &&
+         reinterpret_cast<std::uintptr_t>(t.data) % sizeof(W) == 0;
+}
+
+template <class W>
+void take_rows(Stream& stream, const TakeRows& op) {
+  const auto width = static_cast<Index>(size_of(op.y.dtype)), word = static_cast<Index>(sizeof(W));
+  cuda::row_map<1>(stream, op.y.dim(0), op.y.dim(1) * width / word, "take_rows",
+                   Take<W>{.y = reinterpret_cast<W*>(op.y.data),
+                           .x = reinterpret_cast<const W*>(op.x.data),
+                           .rows_of = op.rows_of.as<std::int32_t>(),
+                           .y_stride = op.y.stride(0) * width / word,
+                           .x_stride = op.x.stride(0) * width / word});
+}
 
 constexpr int kThreads = 256;
 
@@ -96,6 +125,17 @@ __global__ void __launch_bounds__(kThreads) activation_gradient_kernel(Activatio
 }
 
 }  // namespace
+
+void run(Cuda, Stream& stream, const TakeRows& op) {
+  if (in_words<uint4>(op.y) && in_words<uint4>(op.x))
+    take_rows<uint4>(stream, op);
+  else if (in_words<std::uint32_t>(op.y) && in_words<std::uint32_t>(op.x))
+    take_rows<std::uint32_t>(stream, op);
+  else if (in_words<std::uint16_t>(op.y) && in_words<std::uint16_t>(op.x))
+    take_rows<std::uint16_t>(stream, op);
+  else
+    take_rows<std::uint8_t>(stream, op);
+}
 
 void run(Cuda, Stream& stream, const ExpertSum& op) {
   const Index rows = op.y.dim(0), columns = op.y.dim(1);

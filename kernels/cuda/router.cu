@@ -182,14 +182,31 @@ __global__ void __launch_bounds__(32 * kWarps) route_gradient_kernel(Gradient g)
 
 constexpr int kOrderThreads = 1024;  // choices of a block
 
-// counts (blocks, experts) of each block's choices.
-__global__ void __launch_bounds__(kOrderThreads)
-    order_count_kernel(std::int32_t* counts, const std::int32_t* experts, Index n, int all) {
+// What ExpertOrder says of a choice's group.
+struct Grouping {
+  const std::int32_t* experts;
+  Index n;
+  int first, width, all, top;
+  bool distinct;
+  __device__ int group_of(Index c) const {
+    const int from = experts[c] - first;
+    return from < 0 || from >= all * width ? -1 : from / width;
+  }
+  __device__ int place_of(Index c) const {
+    const int group = group_of(c);
+    return distinct && c % top > 0 && group_of(c - 1) == group ? -1 : group;
+  }
+};
+
+// counts (blocks, groups) of each block's choices.
+__global__ void __launch_bounds__(kOrderThreads) order_count_kernel(std::int32_t* counts, Grouping grouping) {
   __shared__ std::int32_t mine[kMostExperts];
+  const int all = grouping.all;
   for (int e = static_cast<int>(threadIdx.x); e < all; e += kOrderThreads) mine[e] = 0;
   __syncthreads();
   const Index c = static_cast<Index>(blockIdx.x) * kOrderThreads + threadIdx.x;
-  if (c < n) atomicAdd(&mine[experts[c]], 1);
+  const int g = c < grouping.n ? grouping.place_of(c) : -1;
+  if (g >= 0) atomicAdd(&mine[g], 1);
   __syncthreads();
   for (int e = static_cast<int>(threadIdx.x); e < all; e += kOrderThreads)
     counts[static_cast<Index>(blockIdx.x) * all + e] = mine[e];
@@ -229,13 +246,14 @@ __global__ void __launch_bounds__(kOrderThreads)
 
 __global__ void __launch_bounds__(kOrderThreads)
     order_place_kernel(std::int32_t* place, std::int32_t* choice_at, std::int32_t* row_at, const std::int32_t* counts,
-                       const std::int32_t* experts, Index n, int all, int top) {
+                       Grouping grouping, Index room) {
   __shared__ std::int32_t next[kMostExperts];
+  const int all = grouping.all;
   for (int e = static_cast<int>(threadIdx.x); e < all; e += kOrderThreads)
     next[e] = counts[static_cast<Index>(blockIdx.x) * all + e];
   const Index c = static_cast<Index>(blockIdx.x) * kOrderThreads + threadIdx.x;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int e = c < n ? experts[c] : -1;
+  const int e = c < grouping.n ? grouping.place_of(c) : -1;
   const unsigned same = __match_any_sync(kAll, e);
   const int before = __popc(same & ((1u << lane) - 1));
   __syncthreads();
@@ -246,10 +264,11 @@ __global__ void __launch_bounds__(kOrderThreads)
     if (w == warp && e >= 0 && before == 0) next[e] += __popc(same);
     __syncthreads();
   }
-  if (e < 0) return;
-  place[c] = at;
+  if (c >= grouping.n) return;
+  place[c] = e < 0 ? -1 : at;
+  if (e < 0 || at >= room) return;
   choice_at[at] = static_cast<std::int32_t>(c);
-  row_at[at] = static_cast<std::int32_t>(c / top);
+  row_at[at] = static_cast<std::int32_t>(c / grouping.top);
 }
 
 __global__ void counts_kernel(float* counts, const std::int32_t* offsets, int all, bool accumulate) {
@@ -341,21 +360,27 @@ void run(Cuda, Stream& stream, const RouteGradient& op) {
 
 void run(Cuda, Stream& stream, const ExpertOrder& op) {
   const Index n = op.experts.numel(), blocks = cuda::div_up(n, kOrderThreads);
-  const int all = static_cast<int>(op.expert_count());
+  const Grouping grouping{.experts = op.experts.as<std::int32_t>(),
+                          .n = n,
+                          .first = static_cast<int>(op.first),
+                          .width = static_cast<int>(op.width),
+                          .all = static_cast<int>(op.groups()),
+                          .top = static_cast<int>(op.experts.dim(1)),
+                          .distinct = op.distinct};
   const ArenaScope scope(stream.workspace());
-  const Tensor counts = stream.workspace().allocate({blocks, op.expert_count()}, DType::i32);
+  const Tensor counts = stream.workspace().allocate({blocks, op.groups()}, DType::i32);
   const cudaStream_t s = cuda::stream_of(stream);
   if (n > 0) {
-    order_count_kernel<<<cuda::grid(blocks), kOrderThreads, 0, s>>>(counts.as<std::int32_t>(),
-                                                                    op.experts.as<std::int32_t>(), n, all);
+    order_count_kernel<<<cuda::grid(blocks), kOrderThreads, 0, s>>>(counts.as<std::int32_t>(), grouping);
     cuda::check_launch("expert_order");
   }
-  order_scan_kernel<<<1, kOrderThreads, 0, s>>>(counts.as<std::int32_t>(), op.offsets.as<std::int32_t>(), blocks, all);
+  order_scan_kernel<<<1, kOrderThreads, 0, s>>>(counts.as<std::int32_t>(), op.offsets.as<std::int32_t>(), blocks,
+                                                grouping.all);
   cuda::check_launch("expert_order");
   if (n == 0) return;
   order_place_kernel<<<cuda::grid(blocks), kOrderThreads, 0, s>>>(
       op.place.as<std::int32_t>(), op.choice_at.as<std::int32_t>(), op.row_at.as<std::int32_t>(),
-      counts.as<std::int32_t>(), op.experts.as<std::int32_t>(), n, all, static_cast<int>(op.experts.dim(1)));
+      counts.as<std::int32_t>(), grouping, op.choice_at.dim(0));
   cuda::check_launch("expert_order");
 }
 

@@ -292,6 +292,8 @@ Groups make_groups(World& world, const Mesh& mesh, Poster poster, Index kv_heads
   groups.tensor = make(GroupKind::tensor);
   groups.pipeline = make(GroupKind::pipeline);
   groups.replica = make(GroupKind::replica);
+  groups.expert = make(GroupKind::expert);
+  groups.expert_replica = make(GroupKind::expert_replica);
   groups.embedding = make(GroupKind::embedding);
   groups.model = make(GroupKind::model);
   groups.control = make(GroupKind::control);

@@ -102,8 +102,10 @@ void run_threads(int ranks, const std::function<void(World&)>& body);
 struct Groups {
   std::unique_ptr<ProcessGroup> tensor;
   std::unique_ptr<ProcessGroup> pipeline;
-  std::unique_ptr<ProcessGroup> replica;    // data * context
-  std::unique_ptr<ProcessGroup> embedding;  // null on the stages between first and last
+  std::unique_ptr<ProcessGroup> replica;         // data * context
+  std::unique_ptr<ProcessGroup> expert;          // holders of different experts
+  std::unique_ptr<ProcessGroup> expert_replica;  // holders of the same experts
+  std::unique_ptr<ProcessGroup> embedding;       // null on the stages between first and last
   std::unique_ptr<ProcessGroup> model;
   std::unique_ptr<ProcessGroup> kv_replica;
   std::unique_ptr<ProcessGroup> control;

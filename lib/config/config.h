@@ -147,6 +147,7 @@ struct EvalConfig {
 struct MoeConfig {
   double bias_update_rate = 0.001;  // deepseek_v3
   double balance_loss_alpha = 0.0001;
+  double receive_factor = 2;  // expert parallelism
 };
 
 struct GuardConfig {

@@ -61,7 +61,6 @@ template <class C, class V>
 void visit_fields(C& c, V& v) {
   constexpr double kBig = 2147483647.0;
   const char* const no_context = "context parallelism is not in this version";
-  const char* const no_expert = "expert parallelism is not in this version";
 
   v.section("run", "the run: its name, place and machine");
   v.field(Key{.name = "name", .help = "name of the run, shown in logs"}, c.run.name);
@@ -234,7 +233,10 @@ void visit_fields(C& c, V& v) {
           c.parallel.context);
   v.field(Key{.name = "pipeline", .help = "stages that the layers are split into", .min = 1, .max = 10000},
           c.parallel.pipeline);
-  v.field(Key{.name = "expert", .help = "data ranks that share the experts", .min = 1, .max = 1, .only = no_expert},
+  v.field(Key{.name = "expert",
+              .help = "data ranks that share the experts of a layer; they are replicated over the others",
+              .min = 1,
+              .max = 1024},
           c.parallel.expert);
   v.field(Key{.name = "schedule", .help = "order of micro-batches in the pipeline", .choices = {"gpipe"}},
           c.parallel.schedule);
@@ -254,6 +256,14 @@ void visit_fields(C& c, V& v) {
               .max = 1e3,
               .model_type = kDeepseek},
           c.moe.balance_loss_alpha);
+  v.field(
+      Key{.name = "receive_factor",
+          .help = "parallel.expert: room for tokens from other ranks, in shares of an equal load; when a rank would "
+                  "get more, the tokens go in parts",
+          .min = 1,
+          .max = 1024,
+          .model_type = kDeepseek},
+      c.moe.receive_factor);
 
   v.section("optimizer", "the update");
   v.field(Key{.name = "type", .help = "update rule", .choices = {"adamw"}}, c.optimizer.type);

@@ -125,11 +125,18 @@ void resolve_deepseek(ModelConfig& m, const ParallelConfig& p, Rules& rules) {
     rules.broken("model.num_experts_per_tok",
                  format("{} is more than the {} experts of {} groups", m.num_experts_per_tok, open, m.topk_group));
   rules.divides("parallel.tensor", p.tensor, "model.moe_intermediate_size", m.moe_intermediate_size);
+  rules.divides("parallel.expert", p.expert, "model.n_routed_experts", m.n_routed_experts,
+                [&](int64_t n) { return m.n_routed_experts % n == 0 && p.data % n == 0; });
+  rules.divides("parallel.expert", p.expert, "parallel.data", p.data,
+                [&](int64_t n) { return m.n_routed_experts % n == 0 && p.data % n == 0; });
 }
 
 void resolve_model(ModelConfig& m, const ParallelConfig& p, const Loaded& loaded, Rules& rules) {
   const std::string heads = "model.num_attention_heads", kv = "model.num_key_value_heads";
   if (m.deepseek()) resolve_deepseek(m, p, rules);
+  if (p.expert > 1 && (!m.deepseek() || m.first_k_dense_replace >= m.num_hidden_layers))
+    rules.broken("parallel.expert", format("{} ranks have no experts to share: no layer of {} has any", p.expert,
+                                           rules.with_place("model.type", m.type)));
   const bool llama = m.type != "gpt2";
   if (m.head_dim == 0) {
     if (m.hidden_size % m.num_attention_heads != 0)

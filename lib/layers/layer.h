@@ -26,6 +26,8 @@ struct KvCache {
   Index length = 0;                  // positions filled; advanced by the caller after a whole forward
 };
 
+class ExpertExchange;
+
 // What a layer needs to run, handed down by the stage.
 struct Context {
   Stream& stream;
@@ -39,6 +41,7 @@ struct Context {
   Tensor loss_scale;               // (1) f32: 1 / valid tokens of the whole step; Mode::train
   Tensor loss;                     // (1) f64, loss heads add to it; Mode::eval: or (B), one a sample
   KvCache* cache = nullptr;
+  ExpertExchange* experts = nullptr;  // null: every expert is on this rank
   float sample_share = 0;  // 1 / samples of the whole step: what sequence-wise losses are averaged by; Mode::train
 };
 

@@ -1,11 +1,14 @@
 #pragma once
 // Norm, mixture of experts (DeepSeek-AI, "DeepSeekMoE", 2024): every row goes to the K experts that the router chooses
 // and to the shared one, SwiGLU networks all. Nothing is dropped. Each expert is cut over the tensor group as an Mlp
-// is; the router is whole on every rank.
+// is; the router is whole on every rank. With expert parallelism (Context::experts) a rank holds a part of the experts,
+// rows travel to them (expert_exchange.h), and backward computes again what experts made of rows of other ranks: what
+// is kept does not depend on the router.
 
 #include <optional>
 
 #include "kernels/router.h"
+#include "lib/layers/expert_exchange.h"
 #include "lib/layers/linear.h"
 #include "lib/layers/norm.h"
 
@@ -21,7 +24,7 @@ struct MoeSpec {
 class Moe final : public Layer {
  public:
   // router: (E, C). bias: (E), the balancing bias, whose gradient is the experts' tokens of the step. gate_up: of each
-  // expert rows [gate | up] of its inner width, then the next; down: of each expert (C, inner width). The shared
+  // expert here rows [gate | up] of its inner width, then the next; down: of each expert (C, inner width). The shared
   // expert's likewise.
   struct Shared {
     Param gate_up, down;
@@ -35,13 +38,31 @@ class Moe final : public Layer {
 
  private:
   struct Kept;
+  // Rows and what experts of this rank make of them.
+  struct Work {
+    Tensor x;                  // (rows, C)
+    Tensor weights;            // (rows, K) f32
+    Tensor offsets, place;     // (experts here + 1) i32, (rows, K) i32
+    Tensor choice_at, row_at;  // (P) i32
+    Tensor gate_up;            // (P, 2F), in the experts' order
+  };
   void route(Context& context, Arena& memory, Kept& kept) const;
   void shared_forward(Context& context, Arena& memory, Kept& kept) const;
+  void gate_up_forward(Context& context, const Work& work) const;
+  // y (rows, C) = start + the experts' part of each row.
+  void experts_forward(Context& context, const Work& work, const Tensor& y, const Tensor& start) const;
   // Each adds its part to dnorm (rows, C), which the first one overwrites.
   void shared_backward(Context& context, const Kept& kept, const Tensor& dy, const Tensor& dnorm) const;
-  // dweights (rows, K) is overwritten with this rank's part.
-  void experts_backward(Context& context, const Kept& kept, const Tensor& dy, const Tensor& dweights,
-                        const Tensor& dnorm) const;
+  // dx (rows, C) = start + the gradient; dweights (rows, K) is this rank's part, choices without a place are left. What
+  // was work.gate_up is lost.
+  void experts_backward(Context& context, const Work& work, const Tensor& dy, const Tensor& dweights, const Tensor& dx,
+                        const Tensor& start, Write write) const;
+  // The same by way of the ranks that hold the experts.
+  void exchange_forward(Context& context, Arena& memory, Kept& kept) const;
+  void exchange_backward(Context& context, const Kept& kept, const Tensor& dy, const Tensor& dweights,
+                         const Tensor& dnorm) const;
+  Work received(Context& context, const ExpertExchange::Part& part, const Tensor& x, const Tensor& experts,
+                const Tensor& weights) const;
   void router_backward(Context& context, const Batch& batch, const Kept& kept, const Tensor& dweights,
                        const Tensor& dnorm) const;
 

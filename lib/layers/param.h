@@ -49,7 +49,8 @@ struct Param {
   float init_std = 0.02f;
   bool decay = true;  // weight decay: matrices only
   UpdateRule rule = UpdateRule::adamw;
-  Index flat = 0;  // its first element in the flat arrays of the ParamArena
+  bool spread = false;  // of experts that lie on other ranks of the expert group: its replicas are expert_replica's
+  Index flat = 0;       // its first element in the flat arrays of the ParamArena
   // Views into the arenas, set by ParamArena. `compute` is what layers read; only the optimizer and ParamArena::write
   // write it.
   Tensor master;               // f32; undefined when split

@@ -39,7 +39,7 @@ Param vocabulary_param(const std::string& name, const ModelConfig& m, const Stag
 std::unique_ptr<Family> make_family(const ModelConfig& model, const StagePlace& place) {
   if (model.type == "llama") return std::make_unique<Llama>(model, place.shard);
   if (model.type == "gpt2") return make_gpt2(model, place.shard);
-  if (model.deepseek()) return make_deepseek(model, place.shard, place.balance_alpha);
+  if (model.deepseek()) return make_deepseek(model, place.shard, place.experts, place.balance_alpha);
   fail(ExitCode::usage, "model.type: '{}' is not one of llama, gpt2, deepseek_v2, deepseek_v3", model.type);
 }
 

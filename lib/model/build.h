@@ -16,6 +16,7 @@ struct StagePlace {
   bool first = true;  // has the embedding
   bool last = true;   // has the head
   TensorShard shard;
+  TensorShard experts;      // of the experts, cut evenly over the expert group
   float balance_alpha = 0;  // of the sequence-wise balance loss of experts
 };
 

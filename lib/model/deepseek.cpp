@@ -14,8 +14,8 @@ constexpr float kLatentEps = 1e-6f;  // of the latents' norms: Hugging Face's de
 
 class Deepseek final : public Llama {
  public:
-  Deepseek(const ModelConfig& model, TensorShard shard, float balance_alpha)
-      : Llama(model, shard), balance_alpha_(balance_alpha) {}
+  Deepseek(const ModelConfig& model, TensorShard shard, TensorShard experts, float balance_alpha)
+      : Llama(model, shard), experts_(experts), balance_alpha_(balance_alpha) {}
 
   std::unique_ptr<Layer> attention(Index layer, Index slot) const override {
     const std::string p = prefix(layer) + "self_attn.";
@@ -67,15 +67,20 @@ class Deepseek final : public Llama {
       shared.emplace(Moe::Shared{gate_up({p + "shared_experts."}, width), down({p + "shared_experts."}, width)});
     }
     std::vector<std::string> experts;
-    for (Index e = 0; e < m.n_routed_experts; ++e) experts.push_back(format("{}experts.{}.", p, e));
+    const Index here = m.n_routed_experts / experts_.size, first = here * experts_.rank;
+    for (Index e = first; e < first + here; ++e) experts.push_back(format("{}experts.{}.", p, e));
+    const auto spread = [&](Param param) {
+      param.spread = experts_.size > 1;
+      return param;
+    };
     return std::make_unique<Moe>(MoeSpec{.experts = m.n_routed_experts,
                                          .chosen = m.num_experts_per_tok,
                                          .rule = rule(),
                                          .balance_alpha = balance_alpha_},
                                  norm(prefix(layer) + "post_attention_layernorm.weight"),
                                  whole(p + "gate.weight", m.n_routed_experts, m.hidden_size), std::move(bias),
-                                 gate_up(experts, m.moe_intermediate_size), down(experts, m.moe_intermediate_size),
-                                 std::move(shared));
+                                 spread(gate_up(experts, m.moe_intermediate_size)),
+                                 spread(down(experts, m.moe_intermediate_size)), std::move(shared));
   }
 
  private:
@@ -120,13 +125,15 @@ class Deepseek final : public Llama {
     return weight_param(parts, shard_columns(width, s), false, std_dev());
   }
 
+  TensorShard experts_;
   float balance_alpha_;
 };
 
 }  // namespace
 
-std::unique_ptr<Family> make_deepseek(const ModelConfig& model, TensorShard shard, float balance_alpha) {
-  return std::make_unique<Deepseek>(model, shard, balance_alpha);
+std::unique_ptr<Family> make_deepseek(const ModelConfig& model, TensorShard shard, TensorShard experts,
+                                      float balance_alpha) {
+  return std::make_unique<Deepseek>(model, shard, experts, balance_alpha);
 }
 
 }  // namespace dstrain

@@ -59,7 +59,9 @@ class Family {
 };
 
 std::unique_ptr<Family> make_gpt2(const ModelConfig& model, TensorShard shard);
-// deepseek_v2 and deepseek_v3. `balance_alpha`: of the sequence-wise balance loss.
-std::unique_ptr<Family> make_deepseek(const ModelConfig& model, TensorShard shard, float balance_alpha);
+// deepseek_v2 and deepseek_v3. `experts`: which of them are here, cut evenly over the expert group. `balance_alpha`: of
+// the sequence-wise balance loss.
+std::unique_ptr<Family> make_deepseek(const ModelConfig& model, TensorShard shard, TensorShard experts,
+                                      float balance_alpha);
 
 }  // namespace dstrain

@@ -23,20 +23,21 @@ void Optimizer::set_updates(std::int64_t applied) const {
   upload_now(state_, state);
 }
 
-void Optimizer::squared_norm(Stream& stream, const Tensor& squared_norm, const Tensor& bad) const {
+void Optimizer::squared_norm(Stream& stream, const Tensor& squared_norm, const Tensor& bad, bool dense,
+                             bool spread) const {
   stream.set_place({.phase = "norm"});
   launch(stream, Fill{.y = squared_norm});
-  for (const FlatRange& r : params_.owned())
-    launch(stream, SquaredNorm{.result = squared_norm, .x = params_.gradient().slice(0, r.begin, r.end)});
   // What another rank counts was computed here too.
   Index at = 0;
   const auto check_up_to = [&](Index end) {
     if (end > at)
       launch(stream, FiniteCheck{.flag = bad, .x = params_.gradient().slice(0, at, end), .most = kMostValue});
   };
-  for (const FlatRange& r : params_.owned()) {
-    check_up_to(r.begin);
-    at = r.end;
+  for (const ParamArena::Owned& o : params_.owned()) {
+    if (!(o.spread ? spread : dense)) continue;
+    launch(stream, SquaredNorm{.result = squared_norm, .x = params_.gradient().slice(0, o.range.begin, o.range.end)});
+    check_up_to(o.range.begin);
+    at = o.range.end;
   }
   check_up_to(params_.numel());
 }

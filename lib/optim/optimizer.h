@@ -21,9 +21,11 @@ class Optimizer {
   // `memory` provides the few scalars; it is borrowed.
   Optimizer(const OptimizerConfig& config, const ParamArena& params, Arena& memory, Halt halt);
 
-  // squared_norm (1) f64 = this rank's share: the sum over its owned elements. bad (1) f64 = 1 when one of the others
-  // is not finite, or beyond kMostValue, else it is left.
-  void squared_norm(Stream& stream, const Tensor& squared_norm, const Tensor& bad) const;
+  // squared_norm (1) f64 = this rank's share: the sum over its owned elements, those of experts that are spread over
+  // ranks if `spread`, the others if `dense`. bad (1) f64 = 1 when one of the others is not finite, or beyond
+  // kMostValue, else it is left.
+  void squared_norm(Stream& stream, const Tensor& squared_norm, const Tensor& bad, bool dense = true,
+                    bool spread = true) const;
   // bad (1) f64 = 1 when a weight of this rank is not finite or beyond kMostValue, else 0.
   void check_weights(Stream& stream, const Tensor& bad) const;
   // One update with the learning rate in lr() and the limits in limits(). `squared_norm`, `loss` and `bad`, (1) f64,

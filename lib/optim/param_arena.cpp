@@ -1,6 +1,7 @@
 #include "lib/optim/param_arena.h"
 
 #include <algorithm>
+#include <array>
 
 #include "kernels/elementwise.h"
 #include "kernels/split_master.h"
@@ -11,15 +12,21 @@ namespace dstrain {
 namespace {
 constexpr Index kAlign = 64;  // elements
 Index aligned(Index n) { return (n + kAlign - 1) / kAlign * kAlign; }
+
+// Decayed, decayed and spread, not decayed, balancing biases.
+constexpr int kSegments = 4;
+int segment_of(const Param& p) {
+  check(!p.spread || (p.decay && p.rule == UpdateRule::adamw), "only matrices are spread over expert ranks");
+  return p.rule == UpdateRule::balance ? 3 : !p.decay ? 2 : p.spread ? 1 : 0;
+}
 }  // namespace
 
 ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_bytes, const WeightFormat& format) {
   std::vector<Param*> params;
   model.visit([&](Param& p) { params.push_back(&p); });
   std::reverse(params.begin(), params.end());
-  const auto segment = [](const Param* p) { return p->rule == UpdateRule::balance ? 2 : p->decay ? 0 : 1; };
   std::stable_sort(params.begin(), params.end(),
-                   [&](const Param* a, const Param* b) { return segment(a) < segment(b); });
+                   [](const Param* a, const Param* b) { return segment_of(*a) < segment_of(*b); });
   place(params, bucket_bytes / static_cast<Index>(sizeof(float)));
 
   const std::size_t bytes = static_cast<std::size_t>(numel_) * sizeof(float);
@@ -90,42 +97,44 @@ void ParamArena::find_ready(const StageModel& model) {
 void ParamArena::place(const std::vector<Param*>& params, Index bucket_elements) {
   bool run_open = false;
   Index bucket_begin = 0;
+  int open = 0;
   const auto close_bucket = [&](Index end) {
-    if (end > bucket_begin) buckets_.push_back({.range = {bucket_begin, end}});
+    if (end > bucket_begin) buckets_.push_back({.range = {bucket_begin, end}, .spread = open == 1});
     bucket_begin = end;
   };
-  const auto segment = [](const Param* p) { return p->rule == UpdateRule::balance ? 2 : p->decay ? 0 : 1; };
-  int open = 0;
-  FlatRange* const segments[] = {&decayed_, &plain_, &flat_biases_};
+  std::array<Index, kSegments> ends{};
   const auto open_segment = [&](int next) {
     for (; open < next; ++open) {
-      segments[open]->end = numel_;
-      segments[open + 1]->begin = numel_;
       close_bucket(numel_);
+      ends[static_cast<std::size_t>(open)] = numel_;
     }
   };
   for (const Param* p : params) {
-    open_segment(segment(p));
+    open_segment(segment_of(*p));
     const Index end = aligned(numel_ + p->numel());
     if (end - bucket_begin > bucket_elements) close_bucket(numel_);
+    if (!owned_.empty() && owned_.back().spread != p->spread) run_open = false;
     for (const Piece& piece : p->pieces) {
       const Index begin = numel_ + piece.row * p->row_width();
       const FlatRange range{begin, begin + piece.rows() * piece.columns()};
       entries_.push_back({p, &piece, range});
       if (piece.owned && p->rule == UpdateRule::adamw) {
         count_ += range.size();
+        if (p->spread) spread_count_ += range.size();
         if (run_open)
-          owned_.back().end = range.end;  // what lies between is padding: zeros
+          owned_.back().range.end = range.end;  // what lies between is padding: zeros
         else
-          owned_.push_back(range);
+          owned_.push_back({range, p->spread});
       }
       run_open = piece.owned || (run_open && range.size() == 0);
     }
     numel_ = end;
   }
-  open_segment(2);
-  flat_biases_.end = numel_;
-  close_bucket(numel_);
+  open_segment(kSegments);
+  decayed_ = {0, ends[1]};
+  spread_ = {ends[0], ends[1]};
+  plain_ = {ends[1], ends[2]};
+  flat_biases_ = {ends[2], ends[3]};
 }
 
 Tensor ParamArena::flat(Role role, const FlatRange& range) const {
@@ -181,10 +190,11 @@ void ParamArena::reduce(Stream& stream, const Groups& groups, bool overlapped) c
     ProcessGroup& group = e.piece->reduce == PreReduce::kv_replica ? *groups.kv_replica : *groups.embedding;
     if (group.size() > 1) group.all_reduce(stream, gradient_.slice(0, e.range.begin, e.range.end));
   }
-  if (groups.replica->size() == 1) return;
-  for (const Bucket& b : buckets_)
-    if (!overlapped || !b.overlaps())
-      groups.replica->all_reduce(stream, gradient_.slice(0, b.range.begin, b.range.end));
+  for (const Bucket& b : buckets_) {
+    ProcessGroup& group = b.spread ? *groups.expert_replica : *groups.replica;
+    if (group.size() > 1 && (!overlapped || !b.overlaps()))
+      group.all_reduce(stream, gradient_.slice(0, b.range.begin, b.range.end));
+  }
 }
 
 }  // namespace dstrain

@@ -1,8 +1,8 @@
 #pragma once
 // The parameters of a stage in flat memory: weights, gradients and optimizer state, all laid out alike. Order:
-// decayed parameters, then the others, then the balancing biases of routers; within each as backward finishes (last
-// layer first), so that buckets complete early. Each parameter starts at a multiple of 64 elements; gaps and padding
-// hold zeros for ever.
+// decayed parameters, last of them those that are spread over expert ranks, then the others, then the balancing biases
+// of routers; within each as backward finishes (last layer first), so that buckets complete early. Each parameter
+// starts at a multiple of 64 elements; gaps and padding hold zeros for ever.
 
 #include <span>
 #include <vector>
@@ -39,17 +39,20 @@ class ParamArena {
   // (a single larger parameter is not cut). The model must outlive the arena.
   ParamArena(const StageModel& model, Device device, Index bucket_bytes, const WeightFormat& format = {});
 
-  Index numel() const { return numel_; }            // with gaps
-  Index parameters() const { return count_; }       // elements of owned pieces: their sum over a model copy is its size
-  const Tensor& master() const { return master_; }  // undefined when split or not for training
-  const Tensor& compute() const { return compute_; }  // the master itself unless bf16
-  const Tensor& low() const { return low_; }          // (n) u16 when split
+  Index numel() const { return numel_; }       // with gaps
+  Index parameters() const { return count_; }  // elements of owned pieces: their sum over a model copy is its size
+  Index spread_parameters() const { return spread_count_; }  // of them, those that are spread over expert ranks
+  const Tensor& master() const { return master_; }           // undefined when split or not for training
+  const Tensor& compute() const { return compute_; }         // the master itself unless bf16
+  const Tensor& low() const { return low_; }                 // (n) u16 when split
   const Tensor& gradient() const { return gradient_; }
   const Tensor& exp_avg() const { return exp_avg_; }
   const Tensor& exp_avg_sq() const { return exp_avg_sq_; }
 
   // Segments with one optimizer rule each: [decayed, not decayed]; balancing biases follow.
   const FlatRange& segment(bool decay) const { return decay ? decayed_ : plain_; }
+  // Those that are spread over expert ranks; within the decayed ones.
+  const FlatRange& spread() const { return spread_; }
   // Parameters of UpdateRule::balance.
   std::span<const Param* const> balanced() const { return balanced_; }
   // Their weights: f32, elements [flat_biases().begin, end) of the flat arrays.
@@ -60,12 +63,17 @@ class ParamArena {
     FlatRange range;
     std::size_t ready_layer = 0;  // complete when the backward of this index in StageModel::layers is
     bool pre_reduced = false;     // a piece in it is summed over another group first, after the whole backward
+    bool spread = false;          // its replicas are Groups::expert_replica, else Groups::replica
     // Whether its reduction can run beside backward. Nothing runs beside what the first layer completes.
     bool overlaps() const { return ready_layer > 0 && !pre_reduced; }
   };
   std::span<const Bucket> buckets() const { return buckets_; }
   // Maximal ranges whose elements this rank owns: what it counts in norms.
-  std::span<const FlatRange> owned() const { return owned_; }
+  struct Owned {
+    FlatRange range;
+    bool spread = false;
+  };
+  std::span<const Owned> owned() const { return owned_; }
 
   // A piece and where its rows lie: contiguous, row by row.
   struct Entry {
@@ -99,11 +107,11 @@ class ParamArena {
   void find_ready(const StageModel& model);
 
   bool training_ = true, split_ = false;
-  Index numel_ = 0, count_ = 0;
-  FlatRange decayed_, plain_, flat_biases_;
+  Index numel_ = 0, count_ = 0, spread_count_ = 0;
+  FlatRange decayed_, spread_, plain_, flat_biases_;
   std::vector<const Param*> balanced_;
   std::vector<Bucket> buckets_;
-  std::vector<FlatRange> owned_;
+  std::vector<Owned> owned_;
   std::vector<Entry> entries_;
   Tensor flat(Role role, const FlatRange& range) const;  // f32; undefined for weights that are split or bf16 alone
 

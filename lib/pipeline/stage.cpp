@@ -9,11 +9,12 @@
 namespace dstrain {
 
 Stage::Stage(StageModel model, Device device, Device target, ProcessGroup& tensor, int slots, Index max_rows,
-             DType activations, const Sizes& sizes, bool training)
+             DType activations, const Sizes& sizes, bool training, ExpertExchange* experts)
     : model_(std::move(model)),
       device_(device),
       target_(target),
       tensor_(tensor),
+      experts_(experts),
       first_(model_.numbers.front() < 0),
       last_(model_.head != nullptr),
       activations_(activations),
@@ -46,6 +47,7 @@ Context Stage::context(Stream& stream, Slot& slot, const PassOptions& options) {
           .loss_scale = options.loss_scale,
           .loss = options.loss,
           .cache = options.cache,
+          .experts = experts_,
           .sample_share = options.sample_share};
 }
 

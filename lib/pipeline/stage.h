@@ -49,9 +49,10 @@ class Stage {
 
   // `slots`: micro-batches whose activations may be alive at once. `max_rows`: rows of the largest micro-batch. The
   // group is borrowed. Hidden states have the dtype `activations`. `target`, cpu or cuda: whose memory a dry stage
-  // counts. `training`: else there is no backward, and no memory for its gradient.
+  // counts. `training`: else there is no backward, and no memory for its gradient. `experts`, borrowed: the way to
+  // those on other ranks; null: there are none.
   Stage(StageModel model, Device device, Device target, ProcessGroup& tensor, int slots, Index max_rows,
-        DType activations, const Sizes& sizes, bool training = true);
+        DType activations, const Sizes& sizes, bool training = true, ExpertExchange* experts = nullptr);
 
   const StageModel& model() const { return model_; }
   int slots() const { return static_cast<int>(slots_.size()); }
@@ -107,6 +108,7 @@ class Stage {
   StageModel model_;
   Device device_, target_;
   ProcessGroup& tensor_;
+  ExpertExchange* experts_;
   bool first_, last_;
   DType activations_;
   Arena scratch_, boundary_, constants_;

@@ -46,7 +46,7 @@ Checkpointer::Writing::Writing(const Files& real, const std::string& directory, 
     : files(real),
       group(std::move(all)),
       writer(files, directory, *group, config.checkpoint.keep, config.checkpoint.verify == "readback"),
-      snapshot(engine.params(), engine.groups().replica->rank(), engine.groups().replica->size()) {}
+      snapshot(engine.params(), engine.groups()) {}
 
 Checkpointer::Checkpointer(const Config& config, const Files& files, const Clock& clock, const std::string& directory,
                            World& world, Engine& engine)

@@ -50,6 +50,7 @@ StagePlace place_of(const Config& c, const Coordinates& at) {
           .first = at.pipeline == 0,
           .last = at.pipeline == stages - 1,
           .shard = {at.tensor, static_cast<int>(c.parallel.tensor)},
+          .experts = {at.data % static_cast<int>(c.parallel.expert), static_cast<int>(c.parallel.expert)},
           .balance_alpha = c.model.deepseek() ? static_cast<float>(c.moe.balance_loss_alpha) : 0.0f};
 }
 
@@ -97,21 +98,34 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
                         ? std::max(slot_count(train_program_, at_.pipeline), slot_count(eval_program_, at_.pipeline))
                         : slot_count(eval_program_, at_.pipeline);
   const WeightFormat format = weight_format(config_.precision, use_);
-  stage_ =
-      std::make_unique<Stage>(build_stage(config_.model, place_of(config_, at_)), device, target, *groups_.tensor,
-                              slots, batches.micro_batch_size * batches.length, format.compute, sizes.stage, training);
+  if (groups_.expert->size() > 1) {
+    if (device_ == Device::cuda && groups_.expert->on_device()) {
+      expert_queue_.emplace(gpu::Queue::Priority::high);
+      expert_stream_.emplace(device, target, pool_.get(), nullptr, nullptr, &*expert_queue_);
+    }
+    experts_ =
+        std::make_unique<ExpertExchange>(*groups_.expert, device_,
+                                         ExpertExchange::Sizes{.experts = config_.model.n_routed_experts,
+                                                               .chosen = config_.model.num_experts_per_tok,
+                                                               .max_rows = batches.micro_batch_size * batches.length,
+                                                               .receive_factor = config_.moe.receive_factor},
+                                         expert_stream_ ? &*expert_stream_ : nullptr);
+  }
+  stage_ = std::make_unique<Stage>(build_stage(config_.model, place_of(config_, at_)), device, target, *groups_.tensor,
+                                   slots, batches.micro_batch_size * batches.length, format.compute, sizes.stage,
+                                   training, experts_.get());
   params_ = std::make_unique<ParamArena>(stage_->model(), device, config_.parallel.bucket_bytes, format);
   if (training)
     optimizer_ = std::make_unique<Optimizer>(
         config_.optimizer, *params_, scalars_,
         Optimizer::Halt{.nonfinite = config_.guard.on_nonfinite != "skip", .beyond = config_.guard.on_spike != "skip"});
   result_ = scalars_.allocate({4}, DType::f64);
-  sums_ = scalars_.allocate({3}, DType::i64);
+  sums_ = scalars_.allocate({kRankSums}, DType::i64);
   loss_scale_ = scalars_.allocate({1});
   ring_ = device_ == Device::cuda ? Buffer::pinned("step exchange", kRing * 256)
                                   : Buffer("step exchange", Device::cpu, kRing * 256);
   if (training) {
-    const std::size_t all = static_cast<std::size_t>(world.size()) * 3 * sizeof(std::int64_t);
+    const std::size_t all = static_cast<std::size_t>(world.size()) * kRankSums * sizeof(std::int64_t);
     all_sums_ = Buffer("checksums", device, all);
     sums_ring_ = device_ == Device::cuda ? Buffer::pinned("checksums", kRing * all)
                                          : Buffer("checksums", Device::cpu, kRing * all);
@@ -132,7 +146,9 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
   check_recordable();
   if (groups_.replica->size() == 1 || !groups_.replica->on_device()) return;
   gradient_queue_.emplace(gpu::Queue::Priority::high);
-  gradient_group_ = std::move(make_groups(world, mesh, Poster::gradients).replica);
+  Groups gradient_groups = make_groups(world, mesh, Poster::gradients);
+  gradient_group_ = std::move(gradient_groups.replica);
+  expert_gradient_group_ = std::move(gradient_groups.expert_replica);
   gradient_stream_.emplace(device, target, pool_.get(), nullptr, nullptr, &*gradient_queue_);
   layer_event_.emplace();
   reduced_event_.emplace();
@@ -156,7 +172,12 @@ void Engine::check_recordable() {
       "be recorded");
   require(config_.cuda.graphs != "always" || !debug_, ExitCode::usage,
           "cuda.graphs: always, but debug.blocking and debug.check_finite look at every op");
-  graphs_ = config_.cuda.graphs != "never" && !staged && !debug_;
+  require(
+      config_.cuda.graphs != "always" || !experts_, ExitCode::usage,
+      "cuda.graphs: always, but parallel.expert: {}: the numbers of rows for experts on other ranks pass through the "
+      "host in every layer",
+      config_.parallel.expert);
+  graphs_ = config_.cuda.graphs != "never" && !staged && !debug_ && !experts_;
 }
 
 void Engine::initialize(std::uint64_t seed) {
@@ -207,13 +228,14 @@ std::string Engine::tune(const std::string& known) {
 void Engine::reduce_ready(std::size_t layer) {
   bool any = false;
   for (const ParamArena::Bucket& b : params_->buckets()) {
-    if (!b.overlaps() || b.ready_layer != layer) continue;
+    ProcessGroup& group = b.spread ? *expert_gradient_group_ : *gradient_group_;
+    if (!b.overlaps() || b.ready_layer != layer || group.size() == 1) continue;
     if (!any) {
       layer_event_->record(*queue_);
       gradient_queue_->wait(*layer_event_);
       any = true;
     }
-    gradient_group_->all_reduce(*gradient_stream_, params_->gradient().slice(0, b.range.begin, b.range.end));
+    group.all_reduce(*gradient_stream_, params_->gradient().slice(0, b.range.begin, b.range.end));
   }
   if (layer > 0) return;
   reduced_event_->record(*gradient_queue_);
@@ -234,12 +256,23 @@ void Engine::run_checks(std::span<const Batch> micro_batches, const StepChecks& 
   const bool timed = device_ == Device::cuda;
   if (timed) check_begin_[at].record(*queue_);
   const double begin = system_clock().now();
-  launch(stream_, Fill{.y = Tensor(sums_.data, DType::f64, device_, {3})});  // zero bits are zero in both
+  launch(stream_, Fill{.y = Tensor(sums_.data, DType::f64, device_, {kRankSums})});  // zero bits are zero in both
   stream_.set_place({.phase = "check"});
   const Tensor &compute = params_->compute(), &master = params_->master();
-  if (checks.replicas)
-    sum_bits(2, {compute, master.data == compute.data ? Tensor{} : master, params_->low(), params_->exp_avg(),
-                 params_->exp_avg_sq(), compute.dtype == DType::bf16 ? params_->biases() : Tensor{}});
+  if (checks.replicas) {
+    const FlatRange& spread = params_->spread();
+    for (const Tensor& flat : {compute, master.data == compute.data ? Tensor{} : master, params_->low(),
+                               params_->exp_avg(), params_->exp_avg_sq()}) {
+      if (!flat.defined()) continue;
+      if (spread.size() == 0) {
+        sum_bits(2, {flat});
+        continue;
+      }
+      sum_bits(2, {flat.slice(0, 0, spread.begin), flat.slice(0, spread.end, flat.dim(0))});
+      sum_bits(3, {flat.slice(0, spread.begin, spread.end)});
+    }
+    if (compute.dtype == DType::bf16) sum_bits(2, {params_->biases()});
+  }
   if (checks.recompute) {
     execute(single_program_, *stage_, *groups_.pipeline, stream_, micro_batches.first(1),
             {.mode = Mode::train,
@@ -295,13 +328,16 @@ void Engine::enqueue_gradients(std::span<const Batch> micro_batches, double vali
   execute(train_program_, *stage_, *groups_.pipeline, stream_, micro_batches, options);
   stream_.set_place({.phase = "reduce"});
   params_->reduce(stream_, groups_, overlapped);
-  optimizer_->squared_norm(stream_, norm, bad);
+  // With spread experts one holder of each parameter counts it; without, every data rank counts all that it has.
+  const int block = at_.data / static_cast<int>(config_.parallel.expert);
+  const bool first = groups_.replica->rank() == 0, first_block = block == 0 && at_.context == 0;
+  optimizer_->squared_norm(stream_, norm, bad, !experts_ || first, !experts_ || first_block);
   // Every tensor rank has computed the loss: one of them counts.
   if (at_.tensor != 0) launch(stream_, Fill{.y = loss});
-  if (groups_.replica->size() > 1) groups_.replica->all_reduce(stream_, result_.slice(0, 1, 4));
+  if (groups_.replica->size() > 1) groups_.replica->all_reduce(stream_, result_.slice(0, experts_ ? 0 : 1, 4));
   if (groups_.model->size() > 1) groups_.model->all_reduce(stream_, result_);
   if (!checks.any()) return;
-  const Index n = 3 * world_.size();
+  const Index n = static_cast<Index>(kRankSums) * world_.size();
   const Tensor all(all_sums_.data(), DType::i64, device_, {n});
   groups_.control->all_gather(stream_, all, sums_);
   download(stream_, sums_of(enqueued_), all);
@@ -360,7 +396,7 @@ StepResult Engine::take_result() {
                     .updates = ring.updates[0]};
   if (checked_[taken_ % kRing]) {
     const std::int64_t* const sums = sums_of(taken_);
-    result.sums.assign(sums, sums + 3 * world_.size());
+    result.sums.assign(sums, sums + kRankSums * static_cast<std::size_t>(world_.size()));
     const std::size_t at = taken_ % kRing;
     result.check_seconds =
         device_ == Device::cuda ? check_end_[at].seconds_since(check_begin_[at]) : check_seconds_[at];
@@ -463,8 +499,9 @@ std::vector<MemoryRow> Engine::memory() const {
   const bool dry = device_ == Device::dry, gpu = target_ == Device::cuda;
   const Stage::Sizes s = dry ? stage_->used() : stage_->capacities();
   std::size_t communication = 0;
-  for (const auto* group : {&groups_.tensor, &groups_.pipeline, &groups_.replica, &groups_.embedding, &groups_.model,
-                            &groups_.kv_replica, &groups_.control})
+  for (const auto* group :
+       {&groups_.tensor, &groups_.pipeline, &groups_.replica, &groups_.expert, &groups_.expert_replica,
+        &groups_.embedding, &groups_.model, &groups_.kv_replica, &groups_.control})
     if (*group) communication += (*group)->scratch_bytes();
   const auto slots = static_cast<std::size_t>(stage_->slots());
   std::vector<MemoryRow> rows{{"weights", params_->weight_bytes()},

@@ -13,6 +13,7 @@
 #include "lib/config/config.h"
 #include "lib/core/gpu.h"
 #include "lib/core/stream.h"
+#include "lib/layers/expert_exchange.h"
 #include "lib/optim/optimizer.h"
 #include "lib/optim/param_arena.h"
 #include "lib/pipeline/executor.h"
@@ -50,8 +51,9 @@ struct StepResult {
   bool within = true;        // the limits; false: as for finite
   bool stop = false;         // a rank asked to stop
   std::int64_t updates = 0;  // applied so far, this step's included
-  // When the step was checked, three sums a rank, in order of ranks: the gradient of the first micro-batch, computed
-  // twice, and the state that the step began with. Those not asked for are 0.
+  // When the step was checked, kRankSums sums a rank, in order of ranks: the gradient of the first micro-batch,
+  // computed twice, and the state that the step began with, without and of experts that are spread over ranks. Those
+  // not asked for are 0.
   std::vector<std::int64_t> sums;
   double check_seconds = 0;  // that the checks took on this rank
 };
@@ -165,7 +167,7 @@ class Engine {
   void sum_bits(std::size_t which, std::initializer_list<Tensor> tensors);
   std::int64_t* sums_of(std::size_t step) {
     return reinterpret_cast<std::int64_t*>(sums_ring_.data()) +
-           step % kRing * 3 * static_cast<std::size_t>(world_.size());
+           step % kRing * kRankSums * static_cast<std::size_t>(world_.size());
   }
   void reduce_ready(std::size_t layer);
   void check_recordable();
@@ -180,13 +182,16 @@ class Engine {
   Arena workspace_;
   Stream stream_;
   Groups groups_;
+  std::optional<gpu::Queue> expert_queue_;
+  std::optional<Stream> expert_stream_;  // on which rows travel to experts beside other work; CUDA with a GPU a rank
+  std::unique_ptr<ExpertExchange> experts_;
   std::unique_ptr<Stage> stage_;
   std::unique_ptr<ParamArena> params_;
   Arena scalars_;
   std::unique_ptr<Optimizer> optimizer_;
   Tensor result_;     // (4) f64: squared norm, loss sum, stop votes, ranks with bad weights
-  Tensor sums_;       // (3) i64: StepResult::sums of this rank
-  Buffer all_sums_;   // (ranks, 3) i64
+  Tensor sums_;       // (kRankSums) i64: StepResult::sums of this rank
+  Buffer all_sums_;   // (ranks, kRankSums) i64
   Buffer sums_ring_;  // of the host
   std::array<bool, kRing> checked_{};
   std::array<double, kRing> check_seconds_{};        // CPU
@@ -202,7 +207,7 @@ class Engine {
 
   // Reduction of gradients beside the last backward: CUDA with data ranks that have a GPU each.
   std::optional<gpu::Queue> gradient_queue_;
-  std::unique_ptr<ProcessGroup> gradient_group_;
+  std::unique_ptr<ProcessGroup> gradient_group_, expert_gradient_group_;
   std::optional<Stream> gradient_stream_;
   std::optional<gpu::Event> layer_event_, reduced_event_;
   std::function<void(std::size_t)> layer_done_;

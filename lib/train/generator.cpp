@@ -50,9 +50,10 @@ std::string bytes_of(const std::vector<std::int32_t>& values) {
 
 }  // namespace
 
-Generator::Generator(Engine& engine, ProcessGroup& model, Index cache_length)
+Generator::Generator(Engine& engine, ProcessGroup& model, ProcessGroup& experts, Index cache_length)
     : engine_(engine),
       model_(model),
+      experts_(experts),
       memory_(engine, engine.config().training.micro_batch_size, cache_length),
       root_(static_cast<int>((engine.config().parallel.pipeline - 1) * engine.config().parallel.tensor)) {}
 
@@ -107,7 +108,7 @@ void Generator::run(std::span<const std::vector<std::int32_t>> prompts, Index to
   std::vector<std::vector<std::int32_t>> ids(prompts.begin(), prompts.end());
   std::vector<std::int32_t> last(prompts.size(), 0);
   PaddedBatch batch = padded(prompts, longest);
-  Agreement agreement(model_);
+  Agreement agreement(model_), peers(experts_);
   for (Index index = 0; index < tokens; ++index) {
     engine_.decode(batch.view(), cache, logits);
     cache.length += batch.host.length;
@@ -122,7 +123,9 @@ void Generator::run(std::span<const std::vector<std::int32_t>> prompts, Index to
     message = agreement.broadcast(message, root_);
     if (message[0] != 't') throw Error(static_cast<ExitCode>(message[0]), message.substr(1), true);
     std::memcpy(last.data(), message.data() + 1, last.size() * sizeof(std::int32_t));
-    if (std::all_of(last.begin(), last.end(), [](std::int32_t id) { return id == kEnded; })) return;
+    const bool ended = std::all_of(last.begin(), last.end(), [](std::int32_t id) { return id == kEnded; });
+    // Ranks whose experts others need go along.
+    if (peers.sum(ended ? Index{0} : Index{1}) == 0) return;
 
     PaddedBatch next(samples, 1);
     for (std::size_t b = 0; b < prompts.size(); ++b) {

@@ -14,15 +14,17 @@ class Generator {
  public:
   // `engine` is for generation: training.micro_batch_size prompts at once of training.sequence_length tokens at most,
   // with `cache_length` positions each, outputs included. Everything is borrowed; `model` is a group of host messages
-  // over the ranks of this data rank's model, used by nobody else meanwhile.
-  Generator(Engine& engine, ProcessGroup& model, Index cache_length);
+  // over the ranks of this data rank's model, used by nobody else meanwhile; so is `experts`, the expert group's.
+  Generator(Engine& engine, ProcessGroup& model, ProcessGroup& experts, Index cache_length);
 
   // Whether this rank chooses the tokens: emit() is called here only.
   bool chooses() const { return model_.rank() == root_; }
 
   // Continues each prompt by up to `tokens` tokens, and never past max_position_embeddings. emit(prompt, id) takes a
   // token as it comes, end-of-document included, and returns whether that prompt goes on. Collective over the model's
-  // ranks, which must ask for the same. REQUIRES: 1 to micro_batch_size prompts of 1 to sequence_length ids.
+  // ranks, which must ask for the same; over those of the expert group too, which may ask for other prompts but for as
+  // many tokens: all go on until the last one has ended. REQUIRES: 1 to micro_batch_size prompts of 1 to
+  // sequence_length ids.
   // Throws Error{nonfinite} on every rank when a logit is not a number.
   void run(std::span<const std::vector<std::int32_t>> prompts, Index tokens, const SamplingOptions& options,
            const std::function<bool(std::size_t, std::int32_t)>& emit);
@@ -39,6 +41,7 @@ class Generator {
 
   Engine& engine_;
   ProcessGroup& model_;
+  ProcessGroup& experts_;
   DecodeMemory memory_;
   int root_;  // the model's last stage's first tensor rank, in `model`
 };

@@ -124,26 +124,32 @@ Index Guard::cursor(Index cursor, Index samples) const {
 std::string find_corruption(const Mesh& mesh, std::span<const std::int64_t> sums) {
   std::string found;
   const auto add = [&](const std::string& line) { found += (found.empty() ? "" : "; ") + line; };
-  const auto sum = [&](int rank, std::size_t which) { return sums[3 * static_cast<std::size_t>(rank) + which]; };
+  const auto sum = [&](int rank, std::size_t which) {
+    return sums[kRankSums * static_cast<std::size_t>(rank) + which];
+  };
   for (int r = 0; r < mesh.ranks(); ++r)
     if (sum(r, 0) != sum(r, 1))
       add(format("rank {}: a micro-batch that was run twice gave other gradients the second time", r));
-  for (int r = 0; r < mesh.ranks(); ++r) {
-    const std::vector<int> replicas = mesh.members(GroupKind::replica, r);
-    if (replicas.empty() || replicas.front() != r) continue;
-    std::map<std::int64_t, std::vector<int>> holders;
-    for (const int m : replicas) holders[sum(m, 2)].push_back(m);
-    if (holders.size() == 1) continue;
-    std::size_t most = 0;
-    for (const auto& [value, ranks] : holders) most = std::max(most, ranks.size());
-    std::string odd;
-    for (const auto& [value, ranks] : holders)
-      for (const int m : ranks)
-        if (2 * most <= replicas.size() || ranks.size() != most) odd += format("{}{}", odd.empty() ? "" : ", ", m);
-    add(2 * most > replicas.size()
-            ? format("rank {}: its weights or moments are not those of the {} other data ranks", odd, most)
-            : format("ranks {}: their weights or moments differ, and no majority says which is right", odd));
-  }
+  const auto compare = [&](GroupKind kind, std::size_t which) {
+    for (int r = 0; r < mesh.ranks(); ++r) {
+      const std::vector<int> replicas = mesh.members(kind, r);
+      if (replicas.empty() || replicas.front() != r) continue;
+      std::map<std::int64_t, std::vector<int>> holders;
+      for (const int m : replicas) holders[sum(m, which)].push_back(m);
+      if (holders.size() == 1) continue;
+      std::size_t most = 0;
+      for (const auto& [value, ranks] : holders) most = std::max(most, ranks.size());
+      std::string odd;
+      for (const auto& [value, ranks] : holders)
+        for (const int m : ranks)
+          if (2 * most <= replicas.size() || ranks.size() != most) odd += format("{}{}", odd.empty() ? "" : ", ", m);
+      add(2 * most > replicas.size()
+              ? format("rank {}: its weights or moments are not those of the {} other data ranks", odd, most)
+              : format("ranks {}: their weights or moments differ, and no majority says which is right", odd));
+    }
+  };
+  compare(GroupKind::replica, 2);
+  compare(GroupKind::expert_replica, 3);
   return found;
 }
 

@@ -68,6 +68,7 @@ class Guard {
   GuardState state_;
 };
 
+constexpr std::size_t kRankSums = 4;  // of a rank in StepResult::sums
 // What StepResult::sums say of the ranks of the mesh: whose micro-batch gave other bits the second time, whose state is
 // not that of its data ranks. "" when all agree. Of two data ranks that differ neither can be told to be right.
 std::string find_corruption(const Mesh& mesh, std::span<const std::int64_t> sums);

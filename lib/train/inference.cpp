@@ -37,7 +37,7 @@ Config config_of_run(const Files& files, const std::string& path, const std::vec
   const Loaded loaded = load_config(files, job, overrides);
   const ParallelConfig& p = loaded.config.parallel;
   if (mesh_sizes(p).ranks() == ranks) return resolve(loaded, ranks);
-  std::vector<std::string> flat{"parallel.tensor=1", "parallel.pipeline=1", "parallel.data=0"};
+  std::vector<std::string> flat{"parallel.tensor=1", "parallel.pipeline=1", "parallel.data=0", "parallel.expert=1"};
   flat.push_back(format("training.global_batch_size={}", ranks * loaded.config.training.micro_batch_size));
   flat.insert(flat.end(), overrides.begin(), overrides.end());
   return resolve(load_config(files, job, flat), ranks);

@@ -50,7 +50,8 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device targ
       .layers = partition(
           config.model, batches.length,
           static_cast<int>(config.parallel.pipeline))[static_cast<std::size_t>(mesh.coordinates(rank).pipeline)],
-      .parameters = engine.params().parameters()};
+      .parameters = engine.params().parameters(),
+      .spread = engine.params().spread_parameters()};
   if (use == EngineUse::training) {
     engine.count_into(&plan.step);
     engine.train_step(micro_batches, 1, 0, false);
@@ -75,9 +76,7 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device targ
   if (use != EngineUse::training) return plan;
   const bool host = target == Device::cuda;
   plan.memory.push_back({"batches", loader_bytes(data_plan(config, plan.at, -1, host), batches.length), host});
-  plan.memory.push_back(
-      {"snapshot", Snapshot(engine.params(), engine.groups().replica->rank(), engine.groups().replica->size()).bytes(),
-       host});
+  plan.memory.push_back({"snapshot", Snapshot(engine.params(), engine.groups()).bytes(), host});
   return plan;
 }
 
@@ -93,7 +92,7 @@ Plan make_plan(const Config& config, Device target) {
       plan.ranks.push_back(
           plan_rank(config, plan.mesh, plan.mesh.rank_of({.tensor = tensor, .pipeline = stage}), target));
       const RankPlan& rank = plan.ranks.back();
-      plan.parameters += rank.parameters;
+      plan.parameters += rank.parameters + (config.parallel.expert - 1) * rank.spread;
       total += rank.step.total();
       if (tensor == 0) stage_flops.push_back(rank.step.total().flops);
     }

@@ -12,6 +12,7 @@ struct RankPlan {
   Coordinates at;
   LayerRange layers;
   Index parameters = 0;  // owned by this rank
+  Index spread = 0;      // of them, in experts that are spread over expert ranks
   EngineSizes sizes;
   std::vector<MemoryRow> memory;  // the engine's rows, then batches of the loader and snapshot of the checkpointer
   Ledger step;                    // of one training step on this rank

@@ -26,18 +26,34 @@ TensorSlab slab_of(const ParamArena::Entry& entry, Role role, float* data) {
           .row_stride = piece.global.rank() == 1 ? piece.extent[0] : piece.columns()};
 }
 
-Snapshot::Snapshot(const ParamArena& params, int replica, int replicas) : params_(params) {
-  std::vector<const ParamArena::Entry*> owned;
-  for (const ParamArena::Entry& e : params.entries())
-    if (e.piece->owned && e.range.size() > 0) owned.push_back(&e);
-  std::vector<Index> bytes;  // role by role, so that neighbours in memory are neighbours in the list
-  for (int role = 0; role < 3; ++role)
-    for (const auto* e : owned) bytes.push_back(e->range.size() * static_cast<Index>(sizeof(float)));
-  const std::vector<int> writers = assign_writers(bytes, replicas);
+Snapshot::Snapshot(const ParamArena& params, const Groups& groups) : params_(params) {
+  struct Item {
+    const ParamArena::Entry* entry;
+    Role role;
+    Index bytes;
+    bool here = false;
+  };
+  std::vector<Item> saved;  // role by role, so that neighbours in memory are neighbours in the list
+  for (const Role role : {Role::weight, Role::exp_avg, Role::exp_avg_sq})
+    for (const ParamArena::Entry& e : params.entries())
+      if (e.piece->owned && e.range.size() > 0)
+        saved.push_back({&e, role, e.range.size() * static_cast<Index>(sizeof(float))});
+  for (const bool spread : {false, true}) {
+    const ProcessGroup& holders = spread ? *groups.expert_replica : *groups.replica;
+    std::vector<Item*> alike;
+    std::vector<Index> bytes;
+    for (Item& s : saved)
+      if (s.entry->param->spread == spread) {
+        alike.push_back(&s);
+        bytes.push_back(s.bytes);
+      }
+    const std::vector<int> writers = assign_writers(bytes, holders.size());
+    for (std::size_t i = 0; i < alike.size(); ++i) alike[i]->here = writers[i] == holders.rank();
+  }
+  std::erase_if(saved, [](const Item& s) { return !s.here; });
 
   std::size_t total = 0;
-  for (std::size_t i = 0; i < bytes.size(); ++i)
-    if (writers[i] == replica) total += static_cast<std::size_t>(bytes[i]);
+  for (const Item& s : saved) total += static_cast<std::size_t>(s.bytes);
   const Device device = params.gradient().device;
   const char* const purpose = "checkpoint snapshot";
   memory_ = device == Device::cuda ? Buffer::pinned(purpose, total) : Buffer(purpose, device, total);
@@ -47,13 +63,12 @@ Snapshot::Snapshot(const ParamArena& params, int replica, int replicas) : params
   }
 
   std::size_t at = 0;
-  for (std::size_t i = 0; i < bytes.size(); ++i) {
-    if (writers[i] != replica) continue;
-    const ParamArena::Entry& entry = *owned[i % owned.size()];
-    const auto role = static_cast<Role>(i / owned.size());
+  for (const Item& s : saved) {
+    const ParamArena::Entry& entry = *s.entry;
+    const Role role = s.role;
     std::byte* const to = memory_.data() + at;
     slabs_.push_back(slab_of(entry, role, reinterpret_cast<float*>(to)));
-    at += static_cast<std::size_t>(bytes[i]);
+    at += static_cast<std::size_t>(s.bytes);
     if (!parts_.empty() && parts_.back().role == role && parts_.back().range.end == entry.range.begin &&
         entry.param->rule == UpdateRule::adamw)
       parts_.back().range.end = entry.range.end;

@@ -18,9 +18,9 @@ TensorSlab slab_of(const ParamArena::Entry& entry, Role role, float* data);
 
 class Snapshot {
  public:
-  // Of `replicas` data ranks that hold the same state this one, `replica`, saves its share (assign_writers). The arena
-  // is borrowed. On CUDA the memory is page-locked.
-  Snapshot(const ParamArena& params, int replica, int replicas);
+  // Of the data ranks that hold the same state this one saves its share (assign_writers). The arena is borrowed. On
+  // CUDA the memory is page-locked.
+  Snapshot(const ParamArena& params, const Groups& groups);
 
   std::size_t bytes() const { return memory_.bytes(); }
   // Copies the state as it is after what `stream` holds so far. On the CPU it is done on return, and that is the only

@@ -87,9 +87,6 @@ TEST_CASE("each mistake in a job file has its own words and place") {
        "job.yaml:4:12: parallel.context: 2 is out of range; expected an integer that is 1: context parallelism is not "
        "in "
        "this version"},
-      {"parallel: {expert: 2}\n",
-       "job.yaml:4:12: parallel.expert: 2 is out of range; expected an integer that is 1: expert parallelism is not in "
-       "this version"},
       // numbers
       {"optimizer: {lr: .nan}\n", "job.yaml:4:13: optimizer.lr: expected a number, found '.nan'; numbers are finite"},
       {"optimizer: {lr: -.inf}\n", "job.yaml:4:13: optimizer.lr: expected a number, found '-.inf'; numbers are finite"},

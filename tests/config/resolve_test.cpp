@@ -168,6 +168,15 @@ TEST_CASE("what a DeepSeek model lacks or cannot be is said") {
   CHECK_THAT(said(whole + ", topk_group: 2, qk_nope_head_dim: 250"), Catch::Matchers::Contains("at most 256"));
   CHECK_THAT(said(whole + ", topk_group: 2", 4, "parallel: {tensor: 4}\n"),
              Catch::Matchers::Contains("parallel.tensor: 4 does not divide model.moe_intermediate_size: 6"));
+  CHECK_THAT(said(whole + ", topk_group: 2", 6, "parallel: {expert: 3}\n"),
+             Catch::Matchers::Contains("parallel.expert: 3 does not divide model.n_routed_experts: 8"));
+  CHECK_THAT(said(whole + ", topk_group: 2", 2, "parallel: {expert: 4}\n"),
+             Catch::Matchers::Contains("parallel.expert: 4 does not divide parallel.data: 2"));
+  CHECK_THAT(said(whole + ", topk_group: 2, first_k_dense_replace: 4", 2, "parallel: {expert: 2}\n"),
+             Catch::Matchers::Contains("parallel.expert: 2 ranks have no experts to share"));
+  CHECK_THAT(
+      report(2, {"parallel.expert=2"}),
+      Catch::Matchers::Contains("parallel.expert: 2 ranks have no experts to share: no layer of model.type: llama"));
   CHECK_THAT(said(whole + ", topk_group: 2, topk_method: greedy"),
              Catch::Matchers::Contains("model.topk_method: only model.type deepseek_v2 has it"));
   CHECK_THAT(report(1, {}, "moe: {bias_update_rate: 0.1}\n"),
@@ -201,7 +210,7 @@ TEST_CASE("every file in configs/ loads, resolves and survives being written out
     names.insert(entry.path().filename().string());
     const Loaded loaded = load_config(system_files(), path, {});
     const ParallelConfig& p = loaded.config.parallel;
-    const int ranks = static_cast<int>(std::max<std::int64_t>(1, p.data) * p.tensor * p.pipeline);
+    const int ranks = static_cast<int>(std::max({std::int64_t{1}, p.data, p.expert}) * p.tensor * p.pipeline);
     const Config resolved = resolve(loaded, ranks);
     const std::string text = to_yaml(resolved);
     const Config again = resolve(parse_config(system_files(), "again.yaml", text, {}), ranks);

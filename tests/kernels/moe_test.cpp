@@ -173,6 +173,54 @@ TEST_CASE("expert_sum") {
       }
 }
 
+TEST_CASE("expert_sum: choices without a place") {
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const Index columns : {3, 264}) {
+      CAPTURE(name_of(dtype), columns);
+      for_each_run([&](OpCase& t) {
+        // Rows of two, one and no place; what no place names is not a number.
+        const Tensor x = t.values({4, columns}, dtype, [&] {
+          Doubles v;
+          for (Index p = 0; p < 4; ++p)
+            for (Index c = 0; c < columns; ++c) v.push_back(p == 1 ? NAN : static_cast<double>(p + c % 3));
+          return v;
+        }());
+        const Tensor place = t.values({3, 2}, DType::i32, {3, 0, -1, 2, -1, -1});
+        const Tensor y = t.unset({3, columns}, dtype);
+        t.launch(ExpertSum{.y = y, .x = x, .place = place});
+        if (!t.compare()) return;
+        Doubles expected;
+        for (Index r = 0; r < 3; ++r)
+          for (Index c = 0; c < columns; ++c) {
+            const auto m = static_cast<double>(c % 3);
+            expected.push_back(r == 0 ? 3 + 2 * m : r == 1 ? 2 + m : 0);
+          }
+        t.expect_equal("y", y, expected);
+      });
+    }
+}
+
+TEST_CASE("take_rows") {
+  for (const DType dtype : {DType::f32, DType::bf16, DType::i32})
+    for (const auto& [rows, columns, gap] : {std::array<Index, 3>{5, 7, 0}, {9, 520, 8}, {3, 6, 3}, {0, 4, 0}}) {
+      CAPTURE(name_of(dtype), rows, columns, gap);
+      for_each_run([&, rows = rows, columns = columns, gap = gap](OpCase& t) {
+        const Tensor x = dtype == DType::i32 ? t.integers({11, columns}, dtype, -1000, 1000)
+                                             : t.normal({11, columns}, dtype, 1, gap);
+        const Tensor y = t.unset({rows, columns}, dtype, dtype == DType::i32 ? 0 : gap);
+        const Tensor rows_of = t.integers({rows}, DType::i32, 0, 11);
+        t.launch(TakeRows{.y = y, .x = x, .rows_of = rows_of});
+        if (!t.compare()) return;
+        const Doubles v = to_doubles(x);
+        Doubles expected;
+        for (Index p = 0; p < rows; ++p)
+          for (Index c = 0; c < columns; ++c)
+            expected.push_back(v[static_cast<std::size_t>(rows_of.as<std::int32_t>()[p] * columns + c)]);
+        t.expect_equal("y", y, expected);
+      });
+    }
+}
+
 TEST_CASE("expert_activation_gradient") {
   for (const DType dtype : {DType::f32, DType::bf16})
     for (const auto& [rows, top, columns] : {std::array<Index, 3>{3, 2, 5}, {4, 3, 1024}, {0, 2, 8}}) {

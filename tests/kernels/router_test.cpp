@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <numeric>
+#include <random>
 
 #include "tests/kernels/op_case.h"
 
@@ -214,6 +216,61 @@ TEST_CASE("expert_order and expert_counts") {
       t.expect_equal("sums", sums, added);
     });
   }
+}
+
+TEST_CASE("expert_order: choices of a part of the experts, rows of groups of them") {
+  for (const auto& [rows, top, all, width] :
+       {std::array<Index, 4>{1, 1, 4, 2}, {700, 3, 12, 4}, {2100, 6, 64, 8}, {0, 2, 4, 1}})
+    for (const bool distinct : {false, true}) {
+      // Groups of a part of the experts, or the groups of all.
+      const Index groups = distinct ? all / width : 2, first = distinct ? 0 : all / 2 - width;
+      CAPTURE(rows, top, all, width, distinct);
+      for_each_run([&, rows = rows, top = top, all = all, width = width](OpCase& t) {
+        Doubles chosen;  // ascending in a row
+        std::mt19937 random(3);
+        std::vector<double> everyone(static_cast<std::size_t>(all));
+        std::iota(everyone.begin(), everyone.end(), 0.0);
+        for (Index r = 0; r < rows; ++r)
+          std::sample(everyone.begin(), everyone.end(), std::back_inserter(chosen), top, random);
+        std::vector<std::vector<double>> lists(static_cast<std::size_t>(groups));
+        for (Index c = 0; c < rows * top; ++c) {
+          const auto group_of = [&](Index at) {
+            const double g = std::floor((chosen[static_cast<std::size_t>(at)] - static_cast<double>(first)) /
+                                        static_cast<double>(width));
+            return g < 0 || g >= static_cast<double>(groups) ? -1 : static_cast<int>(g);
+          };
+          const int g = group_of(c);
+          if (g < 0 || (distinct && c % top > 0 && group_of(c - 1) == g)) continue;
+          lists[static_cast<std::size_t>(g)].push_back(static_cast<double>(c));
+        }
+        Doubles order, rows_of, starts{0}, places(static_cast<std::size_t>(rows * top), -1.0);
+        for (const auto& list : lists) {
+          for (const double c : list) {
+            places[static_cast<std::size_t>(c)] = static_cast<double>(order.size());
+            order.push_back(c);
+            rows_of.push_back(std::floor(c / static_cast<double>(top)));
+          }
+          starts.push_back(static_cast<double>(order.size()));
+        }
+        const auto count = static_cast<Index>(order.size());
+        const Tensor experts = t.values({rows, top}, DType::i32, chosen);
+        const Tensor offsets = t.unset({groups + 1}, DType::i32), place = t.unset({rows, top}, DType::i32),
+                     choice_at = t.unset({count}, DType::i32), row_at = t.unset({count}, DType::i32);
+        t.launch(ExpertOrder{.offsets = offsets,
+                             .place = place,
+                             .choice_at = choice_at,
+                             .row_at = row_at,
+                             .experts = experts,
+                             .first = first,
+                             .width = width,
+                             .distinct = distinct});
+        if (!t.compare()) return;
+        t.expect_equal("offsets", offsets, starts);
+        t.expect_equal("choice_at", choice_at, order);
+        t.expect_equal("row_at", row_at, rows_of);
+        t.expect_equal("place", place, places);
+      });
+    }
 }
 
 TEST_CASE("sequence_load") {

@@ -42,10 +42,11 @@ std::int32_t most_likely(Engine& engine, const Ids& prefix) {
   return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.begin() + kVocabulary) - logits.begin());
 }
 
-// What is written after each prompt on this rank's mesh; empty on ranks that do not choose. `change` alters weights.
+// What is written after each prompt on this rank's mesh; empty on ranks that do not choose. `change` alters weights;
+// `longest`: the longest prompt of any rank.
 std::vector<Ids> write(World& world, Config config, const std::vector<Ids>& prompts, Index tokens,
-                       const SamplingOptions& options, const std::function<void(Engine&)>& change = {}) {
-  Index longest = 0;
+                       const SamplingOptions& options, const std::function<void(Engine&)>& change = {},
+                       Index longest = 0) {
   for (const Ids& prompt : prompts) longest = std::max(longest, static_cast<Index>(prompt.size()));
   config.training.sequence_length = longest;
   const Index length = longest + tokens;
@@ -57,7 +58,7 @@ std::vector<Ids> write(World& world, Config config, const std::vector<Ids>& prom
   engine->initialize(config.run.seed);
   if (change) change(*engine);
   const Groups groups = make_groups(world, mesh, Poster::checkpoint);
-  Generator generator(*engine, *groups.model, length);
+  Generator generator(*engine, *groups.model, *groups.expert, length);
   std::vector<Ids> written(prompts.size());
   generator.run(prompts, tokens, options, [&](std::size_t i, std::int32_t id) {
     written[i].push_back(id);
@@ -109,6 +110,31 @@ TEST_CASE("greedy tokens from the cache are those of full forwards, on every mes
         CHECK(written == expected);
       }
     }
+}
+
+TEST_CASE("data ranks that share experts write their own prompts, each to its end", "[generate]") {
+  const TinyModel& model = tiny_models()[4];  // 17 positions: prompts end at different times
+  for (const std::string& device : test_devices()) {
+    const auto alone = World::dry(0, 1);
+    const std::vector<Ids> expected =
+        write(*alone, writing_job(model, 1, 1, 4, device), kPrompts, 100, {.temperature = 0});
+    for (const char* factor : {"1", "2"}) {
+      const Config config = tiny_job(model.yaml, 2, 1, 1, 3,
+                                     {"training.global_batch_size=6", "parallel.expert=2", "run.device=" + device,
+                                      format("moe.receive_factor={}", factor)});
+      std::mutex mutex;
+      std::vector<Ids> written(kPrompts.size());
+      run_threads(2, [&](World& world) {
+        const std::size_t first = world.rank() == 0 ? 0 : 1, end = world.rank() == 0 ? 1 : kPrompts.size();
+        const std::vector<Ids> prompts(kPrompts.begin() + static_cast<std::ptrdiff_t>(first),
+                                       kPrompts.begin() + static_cast<std::ptrdiff_t>(end));
+        const std::vector<Ids> mine = write(world, config, prompts, 100, {.temperature = 0}, {}, 7);
+        const std::lock_guard lock(mutex);
+        std::copy(mine.begin(), mine.end(), written.begin() + static_cast<std::ptrdiff_t>(first));
+      });
+      CHECK(written == expected);
+    }
+  }
 }
 
 TEST_CASE("sampled tokens depend on seed and prompt, not on the batch", "[generate]") {

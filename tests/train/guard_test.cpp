@@ -238,18 +238,31 @@ TEST_CASE("the guard's state goes through a checkpoint with its bits, and decide
 }
 
 TEST_CASE("sums of ranks name the odd one", "[guard]") {
+  constexpr auto kSums = static_cast<int>(kRankSums);
   const Mesh mesh({.tensor = 2, .data = 3});  // data ranks of tensor rank 0: 0, 2, 4
-  std::vector<std::int64_t> sums(18);
+  std::vector<std::int64_t> sums(6 * kRankSums);
+  const auto sum = [&](int rank, int which) -> std::int64_t& {
+    return sums[static_cast<std::size_t>(kSums * rank + which)];
+  };
   for (int r = 0; r < 6; ++r) {
-    sums[static_cast<std::size_t>(3 * r)] = sums[static_cast<std::size_t>(3 * r) + 1] = r;
-    sums[static_cast<std::size_t>(3 * r) + 2] = r % 2;
+    sum(r, 0) = sum(r, 1) = r;
+    sum(r, 2) = r % 2;
   }
   CHECK(find_corruption(mesh, sums) == "");
-  sums[3 * 2 + 2] = 77;
+  sum(2, 2) = 77;
   CHECK(find_corruption(mesh, sums) == "rank 2: its weights or moments are not those of the 2 other data ranks");
-  sums[3 * 5 + 1] = 77;
+  sum(5, 1) = 77;
   CHECK_THAT(find_corruption(mesh, sums), Catch::Matchers::Contains("rank 5: a micro-batch that was run twice"));
   const Mesh two({.data = 2});
-  CHECK(find_corruption(two, std::vector<std::int64_t>{0, 0, 1, 0, 0, 2}) ==
+  CHECK(find_corruption(two, std::vector<std::int64_t>{0, 0, 1, 0, 0, 0, 2, 0}) ==
         "ranks 0, 1: their weights or moments differ, and no majority says which is right");
+}
+
+TEST_CASE("sums of experts are compared among ranks that hold the same", "[guard]") {
+  const Mesh mesh({.data = 6, .expert = 2});  // holders of the first experts: 0, 2, 4
+  std::vector<std::int64_t> sums(6 * kRankSums);
+  for (std::size_t r = 0; r < 6; ++r) sums[kRankSums * r + 3] = static_cast<std::int64_t>(r % 2);
+  CHECK(find_corruption(mesh, sums) == "");
+  sums[kRankSums * 3 + 3] = 77;
+  CHECK(find_corruption(mesh, sums) == "rank 3: its weights or moments are not those of the 2 other data ranks");
 }

@@ -96,6 +96,42 @@ TEST_CASE("the same job twice gives the same bits, with passes recorded or not",
     }
 }
 
+TEST_CASE("experts spread over ranks give the gradients and losses of one rank", "[mesh]") {
+  struct Layout {
+    int data, expert, tensor, pipeline;
+    const char* factor;  // 1: some rank gets more than fits, and rows go in parts
+  };
+  const Layout layouts[] = {{2, 2, 1, 1, "2"}, {2, 2, 1, 1, "1"}, {3, 3, 1, 1, "1"}, {4, 2, 1, 1, "1.5"},
+                            {6, 6, 1, 1, "1"}, {6, 3, 1, 1, "2"}, {2, 2, 2, 1, "1"}, {2, 2, 4, 1, "2"},
+                            {2, 2, 1, 4, "1"}, {3, 3, 1, 2, "1"}, {2, 2, 2, 2, "1"}, {6, 2, 1, 1, "1024"}};
+  for (const bool skewed : {false, true})
+    for (const TinyModel& model : tiny_models()) {
+      if (std::string(model.yaml).find("deepseek") == std::string::npos) continue;
+      // Softmax scores of large logits: nearly all tokens go to the same experts.
+      std::vector<std::string> more;
+      if (skewed) more = {"model.initializer_range=0.6", "model.n_group=1", "model.topk_group=1"};
+      const auto job = [&](const Layout& l, Index micro, const std::string& device) {
+        std::vector<std::string> keys{"run.device=" + device, format("parallel.expert={}", l.expert),
+                                      format("moe.receive_factor={}", l.factor), "model.n_routed_experts=6"};
+        keys.insert(keys.end(), more.begin(), more.end());
+        return tiny_job(model.yaml, l.data, l.tensor, l.pipeline, micro, keys);
+      };
+      const int steps = skewed ? 1 : kSteps;
+      const Config one = job({1, 1, 1, 1, "2"}, 8, "cpu");
+      const TinyResult reference = run_tiny_threads(one, steps);
+      const std::vector<double> spread = loss_spread(one, reference, steps);
+      for (const std::string& device : test_devices())
+        for (const Layout& l : layouts) {
+          INFO(model.name << (skewed ? ", skewed, on " : " on ") << device << ": data " << l.data << ", expert "
+                          << l.expert << ", tensor " << l.tensor << ", pipeline " << l.pipeline << ", room for "
+                          << l.factor);
+          if (!fits(model, l.tensor, l.pipeline)) continue;
+          const Index micro = std::max<Index>(1, kSamples / l.data / (l.pipeline > 1 ? 3 : 1));
+          check_equal(model, run_tiny_threads(job(l, micro, device), steps), reference, spread);
+        }
+    }
+}
+
 // Under mpirun: this rank's pieces against a one-rank run of its own.
 TEST_CASE("MPI ranks have the gradients and losses of one rank", "[.mpi]") {
   const auto world = World::make();

@@ -207,7 +207,7 @@ inline void run_tiny(World& world, const Config& config, int steps, int nudge, T
     engine.gradients(data.batches(), data.valid(), false);
     if (look) look(engine);
     const std::lock_guard lock(mutex);
-    if (data_rank == 0)
+    if (data_rank < config.parallel.expert)
       collect_owned(
           engine.stage().model(), [&](const Param& p) { return engine.gradient(p); }, result.gradients);
   }
@@ -220,7 +220,7 @@ inline void run_tiny(World& world, const Config& config, int steps, int nudge, T
     }
   }
   const std::lock_guard lock(mutex);
-  if (data_rank == 0)
+  if (data_rank < config.parallel.expert)
     collect_owned(
         engine.stage().model(), [&](const Param& p) { return engine.read(p, Role::weight); }, result.weights);
 }
