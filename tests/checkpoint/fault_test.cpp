@@ -8,9 +8,9 @@
 #include <thread>
 
 #include "lib/core/abandonable_files.h"
-#include "tests/checkpoint/faulty_files.h"
 #include "tests/checkpoint/made_up_model.h"
 #include "tests/support/catch.h"
+#include "tests/support/faulty_files.h"
 #include "tests/support/forwarding_files.h"
 
 using namespace dstrain;

@@ -4,9 +4,9 @@
 #include <random>
 
 #include "lib/data/glob.h"
-#include "tests/data/faulty_files.h"
 #include "tests/data/temporary.h"
 #include "tests/support/catch.h"
+#include "tests/support/faulty_files.h"
 
 using namespace dstrain;
 
@@ -162,10 +162,9 @@ TEST_CASE("existing token files are not written over, and a full disk leaves non
   write(t / "a", docs);
   CHECK(message([&] { write(t / "a", docs); }, ExitCode::write) ==
         t / "a-00000.h5" + " exists; remove it, or choose another prefix");
-  int left = 3;
   CHECK_THROWS_AS(
       [&] {
-        const FaultyFiles faulty(left);
+        const FaultyFiles faulty(system_files(), full_disk(3));
         TokenWriter writer(faulty, t / "b", kInfo);
         for (const auto& d : docs) writer.add(d);
         writer.finish();

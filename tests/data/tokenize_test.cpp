@@ -8,9 +8,9 @@
 
 #include "lib/comm/world.h"
 #include "lib/tokenizer/bpe_trainer.h"
-#include "tests/data/faulty_files.h"
 #include "tests/data/temporary.h"
 #include "tests/support/catch.h"
+#include "tests/support/faulty_files.h"
 
 using namespace dstrain;
 
@@ -183,8 +183,8 @@ TEST_CASE("a run that stopped goes on to the bytes of one that did not") {
     for (const int ranks : {1, 3}) {
       const std::string name = format("k{}r{}", k, ranks), directory = corpus.directory / name;
       const TokenizeOptions options = corpus.options(name);
-      int left = 4;
-      CHECK(error_of([&] { run(tokenizer, options, ranks, 2, FaultyFiles(left)); }, ExitCode::write) != "");
+      const FaultyFiles full(system_files(), full_disk(4));
+      CHECK(error_of([&] { run(tokenizer, options, ranks, 2, full); }, ExitCode::write) != "");
       REQUIRE(system_files().exists(directory + "/train.state.json"));
       for (const auto& entry : contents(directory)) system_files().remove(directory + "/" + entry.first);
       for (int i = 0; i < k; ++i)
@@ -256,17 +256,15 @@ TEST_CASE("a disk that fails at any write leaves whole files, and the next run t
   const Tokenizer tokenizer = small_tokenizer();
   run(tokenizer, corpus.options("one"));
   const auto expected = contents(corpus.directory / "one");
-  constexpr int kMany = 1000000;
-  int left = kMany;
-  run(tokenizer, corpus.options("count"), 1, 1, FaultyFiles(left));
-  const int total = kMany - left;
+  const FaultyFiles counting(system_files(), full_disk(1000000));
+  run(tokenizer, corpus.options("count"), 1, 1, counting);
+  const int total = counting.calls();
   CHECK(total > 12);
   for (int k = 0; k < total; k += 3) {
     INFO("after write " << k << " of " << total);
     const std::string name = format("f{}", k);
-    left = k;
-    const std::string said =
-        error_of([&] { run(tokenizer, corpus.options(name), 2, 1, FaultyFiles(left)); }, ExitCode::write);
+    const FaultyFiles full(system_files(), full_disk(k));
+    const std::string said = error_of([&] { run(tokenizer, corpus.options(name), 2, 1, full); }, ExitCode::write);
     CHECK(said != "");
     run(tokenizer, corpus.options(name), 2, 1);
     CHECK(contents(corpus.directory / name) == expected);

@@ -14,8 +14,8 @@
 
 #include "lib/checkpoint/compare.h"
 #include "lib/core/hash.h"
-#include "tests/checkpoint/faulty_files.h"
 #include "tests/support/catch.h"
+#include "tests/support/faulty_files.h"
 #include "tests/support/forwarding_files.h"
 #include "tests/train/tiny_run.h"
 

@@ -7,22 +7,28 @@
 #include <string>
 #include <utility>
 
-#include "lib/core/files.h"
+#include "tests/support/forwarding_files.h"
 
 namespace dstrain::test {
 
 struct Fault {
-  int at = 0;            // the call that fails, counted from 1; 0: none does
-  bool sticky = false;   // all later ones fail too, as on a full disk
-  int error = ENOSPC;    // errno
-  bool partial = false;  // a write that fails has written its first half
-  std::string within;    // only calls on paths that hold this text are counted
+  int at = 0;             // the call that fails, counted from 1; 0: none does
+  bool sticky = false;    // all later ones fail too, as on a full disk
+  int error = ENOSPC;     // errno
+  bool partial = false;   // a write that fails has written its first half
+  std::string within;     // only calls on paths that hold this text are counted
+  std::string operation;  // only this one is counted: "open", "read", "write", ...; "change": write, truncate, sync
+  int count = 1;          // calls that fail, one after the other
+  bool unknown = false;   // what is thrown is no Error
 };
 
-class FaultyFiles final : public Files {
+// A full disk: `changes` of writes, truncations and syncs succeed, and none after them.
+inline Fault full_disk(int changes) { return {.at = changes + 1, .sticky = true, .operation = "change"}; }
+
+class FaultyFiles final : public ForwardingFiles {
  public:
   // Calls are counted over all operations and threads, but for queries that cannot fail.
-  explicit FaultyFiles(const Files& real, Fault fault = {}) : real_(real), fault_(std::move(fault)) {}
+  explicit FaultyFiles(const Files& real, Fault fault = {}) : ForwardingFiles(real), fault_(std::move(fault)) {}
   int calls() const { return calls_; }
   bool failed() const { return failed_; }
 
@@ -46,23 +52,20 @@ class FaultyFiles final : public Files {
     count("sync_directory", path);
     real_.sync_directory(path);
   }
-  bool exists(const std::string& path) const override { return real_.exists(path); }
-  bool is_directory(const std::string& path) const override { return real_.is_directory(path); }
   std::vector<std::string> list(const std::string& path) const override {
     count("list", path, ExitCode::data);
     return real_.list(path);
   }
-  FileStatus status(const std::string& path) const override { return real_.status(path); }
   std::uint64_t available(const std::string& path) const override {
     count("available", path);
     return real_.available(path);
   }
 
  private:
-  class FaultyFile final : public File {
+  class FaultyFile final : public ForwardingFile {
    public:
     FaultyFile(const FaultyFiles& owner, std::string path, std::unique_ptr<File> real)
-        : owner_(owner), path_(std::move(path)), real_(std::move(real)) {}
+        : ForwardingFile(std::move(real)), owner_(owner), path_(std::move(path)) {}
     void pread(std::span<std::byte> into, std::uint64_t offset) const override {
       owner_.count("read", path_, ExitCode::data);
       real_->pread(into, offset);
@@ -96,19 +99,24 @@ class FaultyFiles final : public Files {
    private:
     const FaultyFiles& owner_;
     std::string path_;
-    std::unique_ptr<File> real_;
   };
 
+  bool counts(const std::string& operation, const std::string& path) const {
+    if (!fault_.within.empty() && path.find(fault_.within) == path.npos) return false;
+    if (fault_.operation == "change") return operation == "write" || operation == "truncate" || operation == "sync";
+    return fault_.operation.empty() || fault_.operation == operation;
+  }
   void count(const char* what, const std::string& path, ExitCode code = ExitCode::write) const {
-    if (!fault_.within.empty() && path.find(fault_.within) == path.npos) return;
+    if (!counts(what, path)) return;
     const int call = ++calls_;
-    if (fault_.at == 0 || (fault_.sticky ? call < fault_.at : call != fault_.at)) return;
+    if (fault_.at == 0 || call < fault_.at || (!fault_.sticky && call >= fault_.at + fault_.count)) return;
     failed_ = true;
-    throw FileError(code, format("injected: cannot {} {} (call {}): {}", what, path, call, std::strerror(fault_.error)),
-                    fault_.error);
+    const std::string text =
+        format("injected: cannot {} {} (call {}): {}", what, path, call, std::strerror(fault_.error));
+    if (fault_.unknown) throw std::runtime_error(text);
+    throw FileError(code, text, fault_.error);
   }
 
-  const Files& real_;
   Fault fault_;
   mutable std::atomic<int> calls_{0};
   mutable std::atomic<bool> failed_{false};
