@@ -116,7 +116,8 @@ std::optional<Checkpoint> open_newest(const Files& files, const std::string& dir
       });
       return opened;
     } catch (const Error& e) {
-      if (e.code() == ExitCode::lost || e.code() == ExitCode::bug) throw;
+      // What this machine is short of says nothing of the checkpoint: an older one would lose steps.
+      if (e.code() != ExitCode::checkpoint) throw;
       report(format("{} is not usable: {}", name, e.what()));
     }
   }
