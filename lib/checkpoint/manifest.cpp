@@ -61,16 +61,16 @@ std::string shown(const Json& json) {
 // A name as it goes into paths of datasets, messages and tables.
 std::string name_in(const Json& json) {
   const auto name = json.get<std::string>();
-  require(!name.empty() && name.size() <= kLongestName, ExitCode::checkpoint,
-          "a name of {} bytes, {}; 1 to {} are read", name.size(), shown(json), kLongestName);
+  if (name.empty() || name.size() > kLongestName)
+    fail(ExitCode::checkpoint, "a name of {} bytes, {}; 1 to {} are read", name.size(), shown(json), kLongestName);
   for (const char c : name)
-    require(static_cast<unsigned char>(c) > ' ' && c != 127 && c != '\\', ExitCode::checkpoint,
-            "the name {} has a character that names must not have", shown(json));
+    if (static_cast<unsigned char>(c) <= ' ' || c == 127 || c == '\\')
+      fail(ExitCode::checkpoint, "the name {} has a character that names must not have", shown(json));
   for (std::size_t at = 0; at <= name.size();) {
     const std::size_t end = std::min(name.find('/', at), name.size());
     const std::string_view part(name.data() + at, end - at);
-    require(!part.empty() && part != "." && part != "..", ExitCode::checkpoint,
-            "the name {} has a part that names must not have", shown(json));
+    if (part.empty() || part == "." || part == "..")
+      fail(ExitCode::checkpoint, "the name {} has a part that names must not have", shown(json));
     at = end + 1;
   }
   return name;
@@ -80,10 +80,10 @@ std::uint64_t hash_of(const std::string& digits) {
   std::uint64_t value = 0;
   for (const char c : digits) {
     const bool digit = c >= '0' && c <= '9', letter = c >= 'a' && c <= 'f';
-    require(digit || letter, ExitCode::checkpoint, "{} is not a hash", shown(digits));
+    if (!digit && !letter) fail(ExitCode::checkpoint, "{} is not a hash", shown(digits));
     value = value << 4 | static_cast<std::uint64_t>(digit ? c - '0' : c - 'a' + 10);
   }
-  require(digits.size() == 16, ExitCode::checkpoint, "{} is not a hash", shown(digits));
+  if (digits.size() != 16) fail(ExitCode::checkpoint, "{} is not a hash", shown(digits));
   return value;
 }
 
@@ -97,11 +97,12 @@ ShardRecord shard_of(const Json& json) {
 
 TensorRecord tensor_of(const Json& json) {
   TensorRecord tensor{name_in(json.at("name")), name_in(json.at("role")), shape_of(json.at("shape")), {}};
-  require(json.at("dtype") == "f32", ExitCode::checkpoint, "{}: dtype {}", tensor.name, shown(json.at("dtype")));
+  if (json.at("dtype") != "f32") fail(ExitCode::checkpoint, "{}: dtype {}", tensor.name, shown(json.at("dtype")));
   for (const Json& e : json.at("entries")) {
     const std::string order = e.at("order").get<std::string>();
-    require((order == "C" || order == "F") && e.at("flat").is_null(), ExitCode::checkpoint,
-            "{}: an entry of order {}, flat {}", tensor.name, shown(e.at("order")), shown(e.at("flat")));
+    if ((order != "C" && order != "F") || !e.at("flat").is_null())
+      fail(ExitCode::checkpoint, "{}: an entry of order {}, flat {}", tensor.name, shown(e.at("order")),
+           shown(e.at("flat")));
     tensor.entries.push_back({e.at("shard").get<int>(), name_in(e.at("dataset")), shape_of(e.at("offset")),
                               shape_of(e.at("extent")), order == "F"});
   }
