@@ -9,6 +9,7 @@
 
 #include "apps/commands.h"
 #include "apps/ranks.h"
+#include "apps/watch.h"
 #include "lib/comm/agree.h"
 #include "lib/train/choices.h"
 #include "lib/train/evaluate.h"
@@ -39,6 +40,7 @@ struct Place {
   const Device device;
   const Groups groups;  // for messages of the host
   const Tokenizer* tokenizer;
+  Whereabouts* const here;
 
   void print(const Json& result, const std::string& words) const {
     if (world.rank() != 0) return;
@@ -48,11 +50,15 @@ struct Place {
   }
   std::unique_ptr<Engine> engine(const Config& sized) const {
     const RankPlan plan = plan_rank(sized, mesh, world.rank(), device, EngineUse::evaluation);
-    return make_engine(sized, world, mesh, device, pool_threads(sized, world), plan, EngineUse::evaluation);
+    auto made = make_engine(sized, world, mesh, device, pool_threads(sized, world), plan, EngineUse::evaluation);
+    made->stream().set_whereabouts(here);
+    return made;
   }
   Index load(Engine& engine) const {
-    return load_run(files, options.path, world, engine,
-                    [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); });
+    const Index step = load_run(files, options.path, world, engine,
+                                [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); });
+    here->step = step;
+    return step;
   }
 };
 
@@ -99,7 +105,7 @@ Index target_bytes(const Tokenizer& tokenizer, const Batch& batch) {
 void evaluate_data(const Place& place, const std::vector<NamedData>& lists) {
   std::unique_ptr<Engine> engine;
   Index step = 0;
-  Agreement everyone(*place.groups.control);
+  Agreement everyone(*place.groups.control, place.here);
   for (const NamedData& list : lists) {
     Config config = place.config;
     config.data.eval = list.sources;
@@ -146,7 +152,7 @@ std::string details_of(const std::vector<Question>& questions, const std::vector
 }
 
 void evaluate_choices(const Place& place) {
-  Agreement everyone(*place.groups.control);
+  Agreement everyone(*place.groups.control, place.here);
   std::string details;
   for (const std::string& path : place.options.choices) {
     require(place.tokenizer != nullptr, ExitCode::usage, "the job names no data.tokenizer: use --tokenizer");
@@ -186,9 +192,9 @@ void evaluate_choices(const Place& place) {
   });
 }
 
-void evaluate(const EvalOptions& o, World& world) {
+void evaluate(const EvalOptions& o, World& world, const Config& config, const Mesh& mesh, Whereabouts* here) {
   const Files& files = system_files();
-  const Config config = config_of_run(files, o.path, o.overrides, world.size());
+  here->enter(PackedText("evaluation"), 0);
   std::vector<NamedData> lists;
   for (const std::string& text : o.data) lists.push_back(named_data(text));
   if (lists.empty() && o.choices.empty()) {
@@ -196,15 +202,14 @@ void evaluate(const EvalOptions& o, World& world) {
             "{}: the job names no data.eval; name token files with --data, or questions with --choices", o.path);
     lists.push_back({"eval", config.data.eval});
   }
-  const Mesh mesh(mesh_sizes(config.parallel));
   const Device device = run_device(config);
   use_device(config, world, device);
   Groups groups = make_groups(world, mesh, Poster::checkpoint);
   std::optional<Tokenizer> tokenizer;
-  Agreement(*groups.control).together([&] { tokenizer = tokenizer_of(files, config, o.tokenizer); });
+  Agreement(*groups.control, here).together([&] { tokenizer = tokenizer_of(files, config, o.tokenizer); });
   Config used = config;
   if (!o.tokenizer.empty()) used.data.tokenizer = o.tokenizer;
-  const Place place{o, world, files, used, mesh, device, std::move(groups), tokenizer ? &*tokenizer : nullptr};
+  const Place place{o, world, files, used, mesh, device, std::move(groups), tokenizer ? &*tokenizer : nullptr, here};
   if (!lists.empty()) evaluate_data(place, lists);
   if (!o.choices.empty()) evaluate_choices(place);
 }
@@ -234,7 +239,12 @@ RunCommand add_eval(CLI::App& command) {
   command.add_flag("--json", o->json, "Results as lines of JSON, with all their digits");
   command.add_option("--ranks", o->ranks, "Ranks as threads of this process")->check(CLI::Range(1, 256));
   return [o] {
-    run_ranks(o->ranks, [&](World& world) { evaluate(*o, world); });
+    std::once_flag told;
+    run_ranks(o->ranks, [&](World& world) {
+      const Config config = config_of_run(system_files(), o->path, o->overrides, world.size());
+      const Mesh mesh(mesh_sizes(config.parallel));
+      run_watched(world, config, mesh, told, [&](Whereabouts* here) { evaluate(*o, world, config, mesh, here); });
+    });
     return ExitCode::ok;
   };
 }

@@ -7,6 +7,7 @@
 
 #include "apps/commands.h"
 #include "apps/ranks.h"
+#include "apps/watch.h"
 #include "lib/comm/agree.h"
 #include "lib/tokenizer/tokenizer.h"
 #include "lib/train/generator.h"
@@ -146,11 +147,10 @@ std::string write_batch(Generator& generator, const GenerateOptions& o, const To
   return lines;
 }
 
-void generate(const GenerateOptions& o, World& world) {
-  Config config = config_of_run(system_files(), o.path, o.overrides, world.size());
-  const Mesh mesh(mesh_sizes(config.parallel));
+void generate(const GenerateOptions& o, World& world, Config config, const Mesh& mesh, Whereabouts* here) {
+  here->enter(PackedText("generation"), 0);
   const Groups groups = make_groups(world, mesh, Poster::checkpoint);
-  Agreement everyone(*groups.control);
+  Agreement everyone(*groups.control, here);
   std::optional<Tokenizer> tokenizer;
   std::vector<Prompt> prompts;
   everyone.together([&] {
@@ -177,6 +177,7 @@ void generate(const GenerateOptions& o, World& world) {
   const RankPlan plan = plan_rank(config, mesh, world.rank(), device, EngineUse::generation, length);
   const auto engine =
       make_engine(config, world, mesh, device, pool_threads(config, world), plan, EngineUse::generation);
+  engine->stream().set_whereabouts(here);
   load_run(system_files(), o.path, world, *engine,
            [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); });
   Generator generator(*engine, *groups.model, *groups.expert, length);
@@ -253,7 +254,12 @@ RunCommand add_generate(CLI::App& command) {
   command.add_option("--tokenizer", o->tokenizer, "tokenizer.json, when the job names none");
   command.add_option("--ranks", o->ranks, "Ranks as threads of this process")->check(CLI::Range(1, 256));
   return [o] {
-    run_ranks(o->ranks, [&](World& world) { generate(*o, world); });
+    std::once_flag told;
+    run_ranks(o->ranks, [&](World& world) {
+      const Config config = config_of_run(system_files(), o->path, o->overrides, world.size());
+      const Mesh mesh(mesh_sizes(config.parallel));
+      run_watched(world, config, mesh, told, [&](Whereabouts* here) { generate(*o, world, config, mesh, here); });
+    });
     return ExitCode::ok;
   };
 }

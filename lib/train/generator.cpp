@@ -108,7 +108,8 @@ void Generator::run(std::span<const std::vector<std::int32_t>> prompts, Index to
   std::vector<std::vector<std::int32_t>> ids(prompts.begin(), prompts.end());
   std::vector<std::int32_t> last(prompts.size(), 0);
   PaddedBatch batch = padded(prompts, longest);
-  Agreement agreement(model_), peers(experts_);
+  Whereabouts* const here = engine_.stream().whereabouts();
+  Agreement agreement(model_, here), peers(experts_, here);
   for (Index index = 0; index < tokens; ++index) {
     engine_.decode(batch.view(), cache, logits);
     cache.length += batch.host.length;

@@ -100,10 +100,10 @@ def handles_signals(process):
 class Job:
     """dstrain under mpirun, its output read as it comes."""
 
-    def __init__(self, dstrain, path, overrides=(), ranks=4, launcher=None):
+    def __init__(self, dstrain, path, overrides=(), ranks=4, launcher=None, command="train"):
         self.ranks = ranks
         launcher = launcher or ["mpirun", "--oversubscribe", "-n", str(ranks)]
-        self.process = subprocess.Popen([*launcher, dstrain, "train", str(path), *overrides], env=ENV, text=True,
+        self.process = subprocess.Popen([*launcher, dstrain, command, str(path), *map(str, overrides)], env=ENV, text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
                                         start_new_session=True)
         self.output = ""

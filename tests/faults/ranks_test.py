@@ -2,7 +2,7 @@
 """Ranks that die or hang, with mpirun -n 4: every other rank ends in time and names it, nothing is left, and the run goes
 on to the bits of one that was never disturbed.
 
-    ranks_test.py DSTRAIN SOURCE_DIR kills|stops|launcher [ROUNDS] [SEED]"""
+    ranks_test.py DSTRAIN SOURCE_DIR kills|stops|launcher|inference [ROUNDS] [SEED]"""
 import contextlib
 import os
 import pathlib
@@ -140,9 +140,40 @@ def test_launcher(directory, rounds, seed):
     print(f"{rounds} kills of mpirun: worst end of all ranks {worst:.2f} s, orphans 0")
 
 
+def test_inference(directory, rounds, seed):
+    """eval and generate: a rank that is killed or stopped ends the others, which name it."""
+    prepare(DSTRAIN, directory)
+    job = write_job(directory, "run", 2)
+    dstrain_run(DSTRAIN, "train", job, ranks=RANKS)
+    (directory / "prompts.txt").write_text("the quick brown\n" * 5000)
+    commands = {"eval": ["--data", f"eval={directory}/eval-*.h5"] * 1000, "generate": ["--prompts", directory / "prompts.txt"]}
+    rng, worst = random.Random(seed), {signal.SIGKILL: 0.0, signal.SIGSTOP: 0.0}
+    for i in range(rounds):
+        command = list(commands)[i % 2]
+        sign = list(worst)[i // 2 % 2]
+        victim = rng.randrange(RANKS)
+        job = Job(DSTRAIN, directory / "run", [*commands[command], "watchdog.limit=3"], RANKS, command=command)
+        try:
+            job.find_ranks()
+            job.open_table()
+            check(job.catch(victim, lambda r: r.phase == "forward" and not r.waits), f"{command} has ended\n{job.output}")
+            if sign == signal.SIGKILL:
+                os.kill(job.pids[victim], sign)
+            seconds = end_of(job, victim, sign == signal.SIGSTOP, LIMIT + 5 if sign == signal.SIGSTOP else KILLED)
+            said = [line for line in job.output.splitlines() if line.startswith("dstrain: ")]
+            check(len(said) == 1 and f"dstrain: rank {victim} on host " in said[0], f"{command}: {job.output}")
+            activity = {"eval": "evaluation 2", "generate": "generation"}[command]
+            check(f"last seen in {activity}, forward" in said[0], said[0])
+            worst[sign] = max(worst[sign], seconds)
+        finally:
+            job.kill_all()
+    print(f"{rounds} faults of a rank of eval and generate: all ended, the rank named; worst end after a kill "
+          f"{worst[signal.SIGKILL]:.2f} s, after a stop {worst[signal.SIGSTOP]:.2f} s (limit {LIMIT} s)")
+
+
 if __name__ == "__main__":
     name = sys.argv[3]
-    rounds = int(sys.argv[4]) if len(sys.argv) > 4 else {"kills": 16, "stops": 8, "launcher": 2}[name]
+    rounds = int(sys.argv[4]) if len(sys.argv) > 4 else {"kills": 16, "stops": 8, "launcher": 2, "inference": 4}[name]
     seed = int(sys.argv[5]) if len(sys.argv) > 5 else 7
     with tempfile.TemporaryDirectory(prefix="dstrain-faults-") as directory:
         try:
