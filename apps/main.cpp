@@ -1,5 +1,8 @@
 // dstrain: the table of subcommands and the one catch.
 
+#include <unistd.h>
+
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -54,6 +57,33 @@ int run(int argc, char** argv) {
   return static_cast<int>(chosen());
 }
 
+// The one message of a process that an exception ends. Takes no memory.
+void tell(const Error& e) {
+  if (const int rank = launched_rank(); rank == 0)
+    std::fprintf(stderr, "dstrain: %s\n", e.what());
+  else if (!e.shared() && e.code() != ExitCode::usage)  // every rank reads the same job file
+    std::fprintf(stderr, "dstrain: rank %d: %s\n", rank, e.what());
+  std::fflush(stderr);
+}
+
+// An exception that nothing can catch: memory that ran out in a destructor, or in a thread that others depend on.
+[[noreturn]] void end_uncaught() {
+  static std::atomic_flag told;
+  while (told.test_and_set()) pause();  // another thread ends the process
+  ExitCode code = ExitCode::bug;
+  try {
+    if (const std::exception_ptr thrown = std::current_exception()) std::rethrow_exception(thrown);
+    std::fputs("dstrain: internal error: terminated\n", stderr);
+  } catch (const std::exception& e) {
+    const Error error = to_error(e);
+    code = error.code();
+    tell(error);
+  } catch (...) {
+    std::fputs("dstrain: internal error: unknown exception\n", stderr);
+  }
+  std::_Exit(static_cast<int>(code));
+}
+
 }  // namespace
 }  // namespace dstrain
 
@@ -61,23 +91,16 @@ int main(int argc, char** argv) {
   // A closed pipe and a file past the size that ulimit allows are errors of that write, not the end of the run.
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
+  std::set_terminate(dstrain::end_uncaught);
   try {
     return dstrain::run(argc, argv);
-  } catch (const dstrain::Error& e) {
-    const auto code = static_cast<int>(e.code());
-    const int rank = dstrain::launched_rank();
-    if (rank == 0)
-      std::fprintf(stderr, "dstrain: %s\n", e.what());
-    else if (!e.shared() && e.code() != dstrain::ExitCode::usage)  // every rank reads the same job file
-      std::fprintf(stderr, "dstrain: rank %d: %s\n", rank, e.what());
-    std::fflush(nullptr);
-    // Threads may be left in MPI for good, in wait of a peer that is gone.
-    if (e.code() == dstrain::ExitCode::lost) std::_Exit(code);
-    return code;
   } catch (const std::exception& e) {
     const dstrain::Error error = dstrain::to_error(e);
-    std::fprintf(stderr, "dstrain: %s%s\n", error.code() == dstrain::ExitCode::bug ? "internal error: " : "",
-                 error.what());
-    return static_cast<int>(error.code());
+    const auto code = static_cast<int>(error.code());
+    std::fflush(stdout);
+    dstrain::tell(error);
+    // Threads may be left in MPI for good, in wait of a peer that is gone.
+    if (error.code() == dstrain::ExitCode::lost) std::_Exit(code);
+    return code;
   }
 }

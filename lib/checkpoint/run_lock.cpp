@@ -167,13 +167,13 @@ void RunLock::renew() {
     clock_.sleep(0.1);
     if (clock_.now() < next) continue;
     next = clock_.now() + kRenewSeconds;
-    if (text_of(files_, lease_path_) != text_) {
-      lost_ = true;
-      return;
-    }
     try {
+      if (text_of(files_, lease_path_) != text_) {
+        lost_ = true;
+        return;
+      }
       file_->pwrite(std::as_bytes(std::span(text_)), 0);
-    } catch (const FileError&) {  // the next renewal tries again, long before the lease is stale
+    } catch (const std::exception&) {  // the next renewal tries again, long before the lease is stale
     }
   }
 }
@@ -182,7 +182,7 @@ RunLock::~RunLock() {
   if (!lease_.joinable()) {
     try {
       file_->truncate(0);  // nobody has it
-    } catch (const Error&) {
+    } catch (const std::exception&) {
     }
     return;
   }
@@ -190,7 +190,7 @@ RunLock::~RunLock() {
   lease_.join();
   try {
     if (!lost_ && text_of(files_, lease_path_) == text_) files_.remove(lease_path_);
-  } catch (const Error&) {  // it will be stale in a minute
+  } catch (const std::exception&) {  // it will be stale in a minute
   }
 }
 

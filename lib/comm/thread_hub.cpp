@@ -21,11 +21,11 @@ class ThreadTransport final : public Transport {
     std::unique_lock lock(hub_->mutex_);
     messages_.clear();
     for (const Part& p : sends) messages_.push_back({p.data, p.bytes, rank_, p.peer, Message::State::posted});
-    for (Message& m : messages_) {
-      endpoint(m.to).inbox.push_back(&m);
-      endpoint(m.to).changed.notify_one();
-    }
     try {
+      for (Message& m : messages_) {
+        endpoint(m.to).inbox.push_back(&m);
+        endpoint(m.to).changed.notify_one();
+      }
       for (const Part& p : receives) take(lock, p);
       for (Message& m : messages_) wait(lock, m.to, [&] { return m.state == Message::State::done; });
     } catch (...) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <new>
 #include <numeric>
 #include <set>
 #include <thread>
@@ -242,30 +243,41 @@ void World::use_gpus(const GpuOptions& options) {
   if (static_cast<int>(cards_in_use.size()) == size()) gpus_ = Gpus::own;
 }
 
+namespace {
+
+// In a handler. A text so short that it takes no memory when there is none.
+std::string why_failed(int rank) {
+  try {
+    try {
+      throw;
+    } catch (const std::exception& e) {
+      return format("rank {} failed: {}", rank, e.what());
+    } catch (...) {
+      return format("rank {} failed: unknown exception", rank);
+    }
+  } catch (const std::bad_alloc&) {
+    return "a rank failed";
+  }
+}
+
+}  // namespace
+
 void run_threads(int ranks, const std::function<void(World&)>& body) {
   check(ranks >= 1, "{} thread ranks", ranks);
   const auto hub = std::make_shared<ThreadHub>(ranks);
   std::mutex mutex;
   std::exception_ptr first;
   const auto run = [&](int rank) {
-    std::string why;
-    const auto note = [&](std::string text) {
-      why = format("rank {} failed: {}", rank, text);
-      const std::scoped_lock lock(mutex);
-      if (!first) first = std::current_exception();
-    };
     try {
       ThreadWorld world(hub, rank);
       body(world);
-    } catch (const std::exception& e) {
-      note(e.what());
-    } catch (...) {
-      note("unknown exception");
-    }
-    if (why.empty()) {
       hub->finish(rank);
-    } else {
-      hub->abort(why);
+    } catch (...) {
+      {
+        const std::scoped_lock lock(mutex);
+        if (!first) first = std::current_exception();
+      }
+      hub->abort(why_failed(rank));
     }
   };
   std::vector<std::thread> threads;

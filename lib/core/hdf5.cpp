@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <exception>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -40,7 +41,7 @@ struct Hdf5State {
           file->pwrite(w.bytes, w.offset);
       }
     } catch (...) {
-      discard = true;  // HDF5 is never told: its cleaning up after a failed write crashes
+      discard = true;
       throw;
     }
   }
@@ -76,14 +77,25 @@ herr_t guarded(Hdf5State& state, F&& body) {
   }
 }
 
+// The same for what is written later. HDF5 is never told of a failure: its cleaning up after a failed write crashes.
+template <class F>
+herr_t deferred(Hdf5State& state, F&& body) {
+  if (!state.discard && guarded(state, body) < 0) state.discard = true;
+  return 0;
+}
+
 H5FD_t* driver_open(const char*, unsigned, hid_t fapl, haddr_t) {
   const auto* info = static_cast<const DriverInfo*>(H5Pget_driver_info(fapl));
   if (!info || !info->state->file) return nullptr;
-  auto f = std::make_unique<DriverFile>();
-  std::memset(f.get(), 0, sizeof *f);
-  f->state = info->state;
-  if (guarded(*info->state, [&] { f->eof = info->state->file->size(); }) < 0) return nullptr;
-  return &f.release()->base;
+  H5FD_t* opened = nullptr;
+  guarded(*info->state, [&] {
+    auto f = std::make_unique<DriverFile>();
+    std::memset(f.get(), 0, sizeof *f);
+    f->state = info->state;
+    f->eof = info->state->file->size();
+    opened = &f.release()->base;
+  });
+  return opened;
 }
 
 herr_t driver_close(H5FD_t* f) {
@@ -127,8 +139,7 @@ herr_t driver_read(H5FD_t* f, H5FD_mem_t, hid_t, haddr_t address, std::size_t si
 
 herr_t driver_write(H5FD_t* f, H5FD_mem_t, hid_t, haddr_t address, std::size_t size, const void* buffer) {
   DriverFile& d = self(f);
-  if (d.state->discard) return 0;
-  return guarded(*d.state, [&] {
+  return deferred(*d.state, [&] {
     auto& pending = d.state->pending;
     if (pending.empty() || pending.back().truncates || pending.back().offset + pending.back().bytes.size() != address)
       pending.push_back({.offset = address, .bytes = {}, .truncates = false});
@@ -140,8 +151,8 @@ herr_t driver_write(H5FD_t* f, H5FD_mem_t, hid_t, haddr_t address, std::size_t s
 
 herr_t driver_truncate(H5FD_t* f, hid_t, hbool_t) {
   DriverFile& d = self(f);
-  if (d.state->discard || d.eof == d.eoa) return 0;
-  return guarded(*d.state, [&] {
+  if (d.eof == d.eoa) return 0;
+  return deferred(*d.state, [&] {
     d.state->pending.push_back({.offset = d.eoa, .bytes = {}, .truncates = true});
     d.eof = d.eoa;
   });
@@ -197,7 +208,10 @@ void quiet() {
 }
 
 herr_t innermost(unsigned, const H5E_error2_t* e, void* text) {
-  if (e->desc) *static_cast<std::string*>(text) = e->desc;
+  try {
+    if (e->desc) *static_cast<std::string*>(text) = e->desc;
+  } catch (const std::bad_alloc&) {  // HDF5 is C and cannot carry it; the message does without these words
+  }
   return 1;  // the first is enough
 }
 
@@ -528,12 +542,12 @@ Hdf5Dataset Hdf5File::create_dataset(const std::string& name, Hdf5Type type, con
     need(H5Pset_fletcher32(dcpl), state, "create", name);
   }
   Hdf5Dataset out;
-  out.id_ =
-      need(H5Dcreate2(id_, name.c_str(), file_type, space, H5P_DEFAULT, dcpl, H5P_DEFAULT), state, "create", name);
   out.type_ = type;
   out.shape_ = shape;
   out.name_ = name;
   out.state_ = state_;
+  out.id_ =
+      need(H5Dcreate2(id_, name.c_str(), file_type, space, H5P_DEFAULT, dcpl, H5P_DEFAULT), state, "create", name);
   return out;
 }
 

@@ -8,7 +8,7 @@
 namespace dstrain {
 
 // Host memory or threads that are short are Error{device}, as the machine cannot run this; what nobody expects is
-// Error{bug}.
+// Error{bug}. Takes no memory for std::bad_alloc.
 Error to_error(const std::exception& e);
 
 }  // namespace dstrain

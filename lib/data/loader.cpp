@@ -170,10 +170,10 @@ const StepData& Loader::next(Index cursor) {
 // Every request is answered by the same reads on every data rank: a prefetched step is kept or thrown away by its
 // cursor alone, never by how fast anything was. So the counts meet.
 void Loader::work() {
-  ThreadPool pool(1);
-  Stream stream(Device::cpu, Device::cpu, &pool, nullptr, nullptr);
   std::unique_lock lock(mutex_);
   try {
+    ThreadPool pool(1);
+    Stream stream(Device::cpu, Device::cpu, &pool, nullptr, nullptr);
     while (true) {
       changed_.wait(lock, [&] { return stop_ || wanted_ >= 0 || prefetch_ >= 0; });
       // A prefetch that was asked for is always carried out: peers count on its sum.

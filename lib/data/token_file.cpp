@@ -53,11 +53,11 @@ TokenWriter::TokenWriter(const Files& files, std::string prefix, TokenFileInfo i
 
 TokenWriter::~TokenWriter() {
   if (!open_) return;
-  const std::string partial = open_->partial;
+  const std::string partial = std::move(open_->partial);
   open_.reset();
   try {
     files_.remove(partial);
-  } catch (const Error&) {
+  } catch (const std::exception&) {
     // An error is already on its way, or nothing can be removed: the .partial stays and is replaced by the next run.
   }
 }
