@@ -9,6 +9,8 @@
 #include "tests/support/faulty_files.h"
 
 using namespace dstrain;
+using dstrain::test::FaultyFiles;
+using dstrain::test::full_disk;
 
 namespace {
 
