@@ -142,17 +142,22 @@ TEST_CASE("MPI ranks have the gradients and losses of one rank", "[.mpi]") {
       for (int pipeline = 1; tensor * pipeline <= world->size(); ++pipeline) {
         const int data = world->size() / (tensor * pipeline);
         if (data * tensor * pipeline != world->size() || !fits(model, tensor, pipeline)) continue;
-        INFO(model.name << ": data " << data << ", tensor " << tensor << ", pipeline " << pipeline);
         const TinyResult reference = run_tiny_threads(tiny_job(model.yaml, 1, 1, 1, 8), 3);
-        for (const std::string& device : test_devices()) {
-          const Config config = tiny_job(model.yaml, data, tensor, pipeline, 3, {"run.device=" + device});
-          TinyResult ours;
-          std::mutex mutex;
-          run_tiny(*world, config, 3, 0, ours, mutex, [&](Engine& engine) {
-            check_owned(engine, reference.gradients, gradient_tolerance(model.layers, kSamples * kLength));
-          });
-          for (std::size_t i = 0; i < ours.losses.size(); ++i)
-            CHECK(std::fabs(ours.losses[i] - reference.losses[i]) <= 1e-5 * reference.losses[i]);
-        }
+        for (const std::string& device : test_devices())
+          for (int expert = 1; expert <= data; ++expert) {
+            const bool spread = std::string(model.yaml).find("n_routed_experts: 6") != std::string::npos;
+            if (expert > 1 && (!spread || data % expert != 0 || 6 % expert != 0)) continue;
+            INFO(model.name << ": data " << data << ", expert " << expert << ", tensor " << tensor << ", pipeline "
+                            << pipeline);
+            const Config config = tiny_job(model.yaml, data, tensor, pipeline, 3,
+                                           {"run.device=" + device, format("parallel.expert={}", expert)});
+            TinyResult ours;
+            std::mutex mutex;
+            run_tiny(*world, config, 3, 0, ours, mutex, [&](Engine& engine) {
+              check_owned(engine, reference.gradients, gradient_tolerance(model.layers, kSamples * kLength));
+            });
+            for (std::size_t i = 0; i < ours.losses.size(); ++i)
+              CHECK(std::fabs(ours.losses[i] - reference.losses[i]) <= 1e-5 * reference.losses[i]);
+          }
       }
 }
