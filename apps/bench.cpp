@@ -20,7 +20,9 @@ void JobOptions::declare(CLI::App& command) {
 RandomData::RandomData(const Config& config, bool pinned) {
   const StepShape plan = step_shape(config);
   const Index rows = plan.micro_batch_size * plan.length;
-  const std::size_t bytes = static_cast<std::size_t>(rows) * 28 + static_cast<std::size_t>(plan.micro_batch_size) * 8;
+  const Index depths = config.model.num_nextn_predict_layers;
+  const std::size_t bytes =
+      static_cast<std::size_t>(rows * (28 + 8 * depths)) + static_cast<std::size_t>(plan.micro_batch_size) * 8;
   memory_ = pinned ? Buffer::pinned("bench batches", bytes) : Buffer("bench batches", Device::cpu, bytes);
   std::byte* at = memory_.data();
   const auto take = [&](DType type, Index n) {
@@ -36,6 +38,10 @@ RandomData::RandomData(const Config& config, bool pinned) {
   batch.positions = take(DType::i32, rows);
   batch.loss_weights = take(DType::f32, rows);
   if (config.data.document_mask) batch.first_keys = take(DType::i32, rows);  // one document a sample
+  if (depths > 0) {
+    batch.mtp_targets = take(DType::i32, depths * rows).view({depths, rows});
+    batch.mtp_weights = take(DType::f32, depths * rows).view({depths, rows});
+  }
   const Philox generator = philox(1, "bench tokens");
   const auto vocabulary = static_cast<std::uint32_t>(config.model.vocab_size);
   for (Index i = 0; i < rows; ++i) {
@@ -48,6 +54,7 @@ RandomData::RandomData(const Config& config, bool pinned) {
     if (batch.first_keys.defined()) batch.first_keys.as<std::int32_t>()[i] = 0;
   }
   for (Index b = 0; b < plan.micro_batch_size; ++b) batch.sample_ids.as<std::int64_t>()[b] = b;
+  fill_mtp(batch);
   batches_.assign(static_cast<std::size_t>(plan.micro_batches), batch);
 }
 
@@ -59,7 +66,9 @@ BenchJob::BenchJob(const JobOptions& options)
       plan(plan_rank(config, mesh, world->rank(), device)),
       engine(make_engine(config, *world, mesh, device, pool_threads(config, *world), plan)),
       data_(config, device == Device::cuda),
-      tokens_(static_cast<double>(config.training.global_batch_size * config.training.sequence_length)) {
+      tokens_(static_cast<double>(config.training.global_batch_size * config.training.sequence_length),
+              mtp_tokens(data_.batches())) {
+  for (double& n : tokens_.mtp) n *= static_cast<double>(config.parallel.data);  // alike on every data rank
   engine->initialize(config.run.seed);
   engine->tune("");
 }

@@ -41,7 +41,7 @@ class BenchJob {
   // So many as a run does them, results taken a step late where the device allows it: the seconds from one result to
   // the next, after a first step that is not counted.
   std::vector<double> steps(int count);
-  double tokens() const { return tokens_; }  // of a step, all ranks
+  double tokens() const { return tokens_.next; }  // of a step, all ranks
 
   std::unique_ptr<World> world;
   Config config;
@@ -54,7 +54,7 @@ class BenchJob {
   RandomData data_;
   static Device start_device(const Config& config, World& world);
 
-  double tokens_;
+  ValidTokens tokens_;
 };
 
 // The value below which the share q of the values lie; q = 0.5: the median. REQUIRES: some values.

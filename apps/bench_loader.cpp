@@ -25,7 +25,7 @@ ExitCode bench_loader(const JobOptions& options, int steps) {
   const double begin = system_clock().now();
   for (int i = 0; i < steps; ++i) {
     const StepData& data = loader.next(i * config.training.global_batch_size);
-    job.engine->train_step(data.batches, static_cast<double>(data.valid_tokens), 1e-3, false);
+    job.engine->train_step(data.batches, valid_tokens(data), 1e-3, false);
     wait += data.wait_seconds;
     (i == 0 ? first : worst) = i == 0 ? data.wait_seconds : std::max(worst, data.wait_seconds);
   }

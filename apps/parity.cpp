@@ -60,10 +60,13 @@ Row compare_final(const std::string& name, std::span<const float> ours, std::spa
   return row;
 }
 
-// input_ids (steps, B, T) of one step as a micro-batch; the last position predicts nothing.
+// input_ids (steps, B, T) of one step as a micro-batch; the last position predicts nothing, and of a depth of
+// multi-token prediction so many more.
 struct Samples : HostBatch {
-  Samples(std::span<const std::int64_t> ids, Index b, Index t, Index vocabulary, const std::string& path)
+  Samples(std::span<const std::int64_t> ids, Index b, Index t, const ModelConfig& model, const std::string& path)
       : HostBatch(b, t) {
+    const Index vocabulary = model.vocab_size;
+    predict_further(model.num_nextn_predict_layers);
     for (std::size_t i = 0; i < tokens.size(); ++i) {
       require(0 <= ids[i] && ids[i] < vocabulary, ExitCode::data, "{}: input_ids holds {}, the vocabulary has {}", path,
               ids[i], vocabulary);
@@ -73,7 +76,9 @@ struct Samples : HostBatch {
       loss_weights[i] = last ? 0.0f : 1.0f;
     }
   }
-  double valid() const { return static_cast<double>(batch * (length - 1)); }
+  ValidTokens valid(const Batch& made) const {
+    return {static_cast<double>(batch * (length - 1)), mtp_tokens({&made, 1})};
+  }
 };
 
 // A router's balancing bias has no gradient, and the recorded training leaves it as it is.
@@ -81,8 +86,9 @@ bool learned(const Param& p) { return p.rule == UpdateRule::adamw; }
 
 class Parity {
  public:
-  Parity(const std::string& directory, const std::string& device, double tolerance)
+  Parity(const std::string& directory, const std::string& device, double tolerance, std::vector<std::string> overrides)
       : tolerance_(tolerance),
+        overrides_(std::move(overrides)),
         device_(device),
         directory_(directory),
         golden_(system_files(), join_path(directory, "golden.safetensors")) {}
@@ -93,12 +99,11 @@ class Parity {
             ids.to_string());
     const Index steps = ids[0], batch = ids[1], length = ids[2];
     const Config config = job(steps, batch, length);
-    for (const std::string& note : config.model.notes) std::printf("%s\n", note.c_str());
     const std::vector<std::int64_t> tokens = golden_.read_i64("input_ids");
     const auto samples = [&](Index step) {
       return Samples(std::span(tokens).subspan(static_cast<std::size_t>(step * batch * length),
                                                static_cast<std::size_t>(batch * length)),
-                     batch, length, config.model.vocab_size, golden_.path());
+                     batch, length, config.model, golden_.path());
     };
 
     const auto world = World::make();
@@ -131,7 +136,9 @@ class Parity {
         "optimizer: {{ lr: {}, betas: [0.9, 0.95], eps: 1.0e-8, weight_decay: 0.1, clip_grad_norm: 1.0 }}\n"
         "lr_schedule: {{ type: constant }}\n",
         device_, path, steps, length, batch, batch, kLr);
-    Config config = resolve(parse_config(system_files(), "parity", yaml, {}), 1);
+    Config config = resolve(parse_config(system_files(), "parity", yaml, overrides_), 1);
+    // transformers' model has no multi-token prediction, whatever its config.json says.
+    if (!golden_.entries().contains("mtp_loss")) config.model.num_nextn_predict_layers = 0;
     config.moe = {.bias_update_rate = 0, .balance_loss_alpha = 0};  // the recorded loss is cross-entropy alone
     return config;
   }
@@ -155,13 +162,15 @@ class Parity {
     for (Index r = 0; r < batch.rows(); ++r)
       ours.insert(ours.end(), all.begin() + r * columns, all.begin() + r * columns + vocabulary);
     rows_.push_back(compare("logits", ours, golden_.read_f32("logits"), tolerance_));
-    add("loss (eval)", {static_cast<float>(loss / samples.valid())}, "loss");
+    add("loss (eval)", {static_cast<float>(loss / samples.valid(batch).next)}, "loss");
   }
 
   void compare_gradients(Engine& engine, Samples& samples) {
     const Batch batch = samples.view();
-    const StepResult result = engine.gradients({&batch, 1}, samples.valid(), false);
+    const StepResult result = engine.gradients({&batch, 1}, samples.valid(batch), false);
     add("loss (train)", {static_cast<float>(result.loss)}, "loss");
+    if (engine.config().model.num_nextn_predict_layers > 0)
+      add("mtp_loss", {static_cast<float>(result.mtp_loss)}, "mtp_loss");
     for (const auto& [name, tensor] : gather_tensors(engine.stage().model(), [&](const Param& p) {
            return learned(p) ? engine.gradient(p) : std::vector<float>{};
          }))
@@ -170,15 +179,17 @@ class Parity {
 
   template <class MakeSamples>
   void compare_training(Engine& engine, Index steps, MakeSamples make_samples) {
-    std::vector<float> losses, norms;
+    std::vector<float> losses, norms, further;
     for (Index step = 0; step < steps; ++step) {
       Samples samples = make_samples(step);
       const Batch batch = samples.view();
-      const StepResult result = engine.train_step({&batch, 1}, samples.valid(), kLr, false);
+      const StepResult result = engine.train_step({&batch, 1}, samples.valid(batch), kLr, false);
+      further.push_back(static_cast<float>(result.mtp_loss));
       losses.push_back(static_cast<float>(result.loss));
       norms.push_back(static_cast<float>(result.grad_norm));
     }
     add("losses", losses, "losses");
+    if (engine.config().model.num_nextn_predict_layers > 0) add("mtp_losses", further, "mtp_losses");
     add("grad_norms", norms, "grad_norms");
     for (const auto& [name, tensor] : gather_tensors(engine.stage().model(), [&](const Param& p) {
            return learned(p) ? engine.read(p, Role::weight) : std::vector<float>{};
@@ -223,6 +234,7 @@ class Parity {
   }
 
   double tolerance_;
+  std::vector<std::string> overrides_;
   std::string device_;
   std::string directory_;
   SafetensorsFile golden_;
@@ -235,10 +247,12 @@ RunCommand add_parity(CLI::App& command) {
   auto directory = std::make_shared<std::string>();
   auto tolerance = std::make_shared<double>(1e-5);
   auto device = std::make_shared<std::string>("cpu");
+  auto overrides = std::make_shared<std::vector<std::string>>();
   command.add_option("dir", *directory, "Holds config.json, model.safetensors and golden.safetensors")->required();
+  command.add_option("overrides", *overrides, "key=value ... of the job");
   command.add_option("--tolerance", *tolerance, "Bound on max |a - b| / max |reference|")->capture_default_str();
   command.add_option("--device", *device, "Where to run")->check(CLI::IsMember({"cpu", "cuda"}))->capture_default_str();
-  return [=] { return Parity(*directory, *device, *tolerance).run(); };
+  return [=] { return Parity(*directory, *device, *tolerance, *overrides).run(); };
 }
 
 }  // namespace dstrain

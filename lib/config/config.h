@@ -18,6 +18,8 @@ struct RunConfig {
   bool deterministic = true;
 };
 
+constexpr std::int64_t kMostMtpDepths = 8;
+
 struct ModelConfig {
   std::string from;            // path of a config.json; then the keys below come from it and those given here override
   std::string weights;         // safetensors file or directory: initial weights of a run
@@ -62,10 +64,9 @@ struct ModelConfig {
   std::int64_t rope_original_max_position_embeddings = 0;  // 0: max_position_embeddings
   double rope_beta_fast = 32.0;
   double rope_beta_slow = 1.0;
-  double rope_mscale = 0.0;          // 0: not given
-  double rope_mscale_all_dim = 0.0;  // 0: not given
-  // Not a key: what a config.json asks for and this version leaves out, to be shown.
-  std::vector<std::string> notes = {};
+  double rope_mscale = 0.0;                   // 0: not given
+  double rope_mscale_all_dim = 0.0;           // 0: not given
+  std::int64_t num_nextn_predict_layers = 0;  // deepseek_v3: depths of multi-token prediction; 0: off
 
   bool deepseek() const { return type == "deepseek_v2" || type == "deepseek_v3"; }
 };
@@ -150,6 +151,13 @@ struct MoeConfig {
   double receive_factor = 2;  // expert parallelism
 };
 
+struct MtpConfig {
+  std::string input = "post_norm";  // post_norm, pre_norm
+  double loss_weight = 0.3;
+  double loss_weight_after = 0.1;
+  std::int64_t change_after_tokens = 0;  // 0: loss_weight stays
+};
+
 struct GuardConfig {
   std::string on_nonfinite = "abort";  // abort, skip, rollback
   std::string on_spike = "warn";       // warn, skip, rollback, abort
@@ -178,6 +186,7 @@ struct WatchdogConfig {
 
 struct ObserveConfig {
   bool tensorboard = false;
+  std::int64_t expert_tokens_every = 100;  // steps; 0: never
 };
 
 struct Config {
@@ -187,6 +196,7 @@ struct Config {
   TrainingConfig training;
   ParallelConfig parallel;
   MoeConfig moe;
+  MtpConfig mtp;
   OptimizerConfig optimizer;
   LrScheduleConfig lr_schedule;
   PrecisionConfig precision;

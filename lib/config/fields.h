@@ -197,6 +197,14 @@ void visit_fields(C& c, V& v) {
   deepseek("rope_mscale_all_dim", "yarn: scale of the attention's scores; 0: not given", c.model.rope_mscale_all_dim, 0,
            1e3);
 
+  v.field(Key{.name = "num_nextn_predict_layers",
+              .help = "modules that predict further tokens in training, each one token further than the one before; 0: "
+                      "none, also against model.from",
+              .min = 0,
+              .max = static_cast<double>(kMostMtpDepths),
+              .model_type = "deepseek_v3"},
+          c.model.num_nextn_predict_layers);
+
   v.section("data", "tokenizer and token files; paths are relative to where dstrain starts");
   v.field(Key{.name = "tokenizer", .help = "tokenizer.json; its hash must match the token files"}, c.data.tokenizer);
   v.field(Key{.name = "train",
@@ -264,6 +272,33 @@ void visit_fields(C& c, V& v) {
           .max = 1024,
           .model_type = kDeepseek},
       c.moe.receive_factor);
+
+  v.section("mtp",
+            "training of multi-token prediction: the loss is main + weight * mean of the further tokens' losses");
+  v.field(Key{.name = "input",
+              .help = "what a module takes of the one before it: post_norm, its state after the norm in front of the "
+                      "head; pre_norm, before that norm",
+              .choices = {"post_norm", "pre_norm"},
+              .model_type = "deepseek_v3"},
+          c.mtp.input);
+  v.field(Key{.name = "loss_weight",
+              .help = "weight of the further tokens' mean loss, and of their layers' balance loss",
+              .min = 0,
+              .max = 1e3,
+              .model_type = "deepseek_v3"},
+          c.mtp.loss_weight);
+  v.field(Key{.name = "loss_weight_after",
+              .help = "the same once change_after_tokens are trained on",
+              .min = 0,
+              .max = 1e3,
+              .model_type = "deepseek_v3"},
+          c.mtp.loss_weight_after);
+  v.field(Key{.name = "change_after_tokens",
+              .help = "tokens predicted since the run began after which loss_weight_after holds; 0: never",
+              .min = 0,
+              .max = 1e18,
+              .model_type = "deepseek_v3"},
+          c.mtp.change_after_tokens);
 
   v.section("optimizer", "the update");
   v.field(Key{.name = "type", .help = "update rule", .choices = {"adamw"}}, c.optimizer.type);
@@ -423,6 +458,12 @@ void visit_fields(C& c, V& v) {
   v.field(
       Key{.name = "tensorboard", .help = "write every metric to event files under tensorboard/ in the run directory"},
       c.observe.tensorboard);
+  v.field(Key{.name = "expert_tokens_every",
+              .help = "steps between lines of the metrics that hold the tokens of every single expert; 0: never",
+              .min = 0,
+              .max = 1e12,
+              .model_type = kDeepseek},
+          c.observe.expert_tokens_every);
 }
 
 }  // namespace dstrain

@@ -185,7 +185,8 @@ constexpr Name kDeepseekNames[] = {{"vocab_size", "vocab_size"},
                                    {"routed_scaling_factor", "routed_scaling_factor"}};
 // Of one type alone.
 constexpr Name kV2Names[] = {{"topk_method", "topk_method"}};
-constexpr Name kV3Names[] = {{"norm_topk_prob", "norm_topk_prob"}};
+constexpr Name kV3Names[] = {{"norm_topk_prob", "norm_topk_prob"},
+                             {"num_nextn_predict_layers", "num_nextn_predict_layers"}};
 // What DeepSeek's files carry and Hugging Face's models do not read, or derive.
 constexpr std::string_view kDeepseekHarmless[] = {"aux_loss_alpha",      "auto_map",    "ep_size", "head_dim",
                                                   "num_key_value_heads", "qk_head_dim", "seq_aux"};
@@ -432,13 +433,8 @@ ModelConfig model_from_json(const std::string& text, const std::string& path) {
       read_rope(value, key, root, model, errors);
       continue;
     }
-    if (model.deepseek() && key == "num_nextn_predict_layers") {
-      if (value != Json(0) && !value.is_null())
-        model.notes.push_back(
-            format("{}: num_nextn_predict_layers {}: multi-token prediction is off, this version has none", path,
-                   shown_json(value)));
+    if (model.type == "deepseek_v2" && key == "num_nextn_predict_layers" && (value == Json(0) || value.is_null()))
       continue;
-    }
     const auto listed = [&](const auto& list) {
       return std::find(std::begin(list), std::end(list), std::string_view(key)) != std::end(list);
     };

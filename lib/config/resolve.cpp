@@ -111,7 +111,7 @@ void resolve_deepseek(ModelConfig& m, const ParallelConfig& p, Rules& rules) {
                  format("a head of width {} with its rotated part; at most 256 are supported", m.head_dim));
   if (m.rope_type == "yarn" && m.rope_original_max_position_embeddings == 0)
     m.rope_original_max_position_embeddings = m.max_position_embeddings;
-  if (m.first_k_dense_replace >= m.num_hidden_layers) return;
+  if (m.first_k_dense_replace >= m.num_hidden_layers + m.num_nextn_predict_layers) return;
   needed("n_routed_experts", m.n_routed_experts);
   needed("moe_intermediate_size", m.moe_intermediate_size);
   needed("num_experts_per_tok", m.num_experts_per_tok);

@@ -14,7 +14,8 @@ Index padded(Index bytes) { return (bytes + 63) / 64 * 64; }
 // Of one step of one data rank.
 std::size_t step_bytes(const BatchPlan& plan, Index length) {
   const Index rows = plan.micro_batch * length;
-  const Index one = (plan.document_mask ? 5 : 4) * padded(rows * 4) + padded(plan.micro_batch * 8) + padded(rows * 8);
+  const Index one = (plan.document_mask ? 5 : 4) * padded(rows * 4) + padded(plan.micro_batch * 8) + padded(rows * 8) +
+                    2 * padded(plan.mtp_depths * rows * 4);
   return static_cast<std::size_t>(one * plan.micro_batches());
 }
 
@@ -66,6 +67,10 @@ void BatchReader::prepare(StepData& step, Buffer& memory) const {
     batch.row_sample_ids = take(DType::i64, rows);
     batch.loss_weights = take(DType::f32, rows);
     if (plan_.document_mask) batch.first_keys = take(DType::i32, rows);
+    if (const Index depths = plan_.mtp_depths; depths > 0) {
+      batch.mtp_targets = take(DType::i32, depths * rows).view({depths, rows});
+      batch.mtp_weights = take(DType::f32, depths * rows).view({depths, rows});
+    }
     step.batches.push_back(batch);
   }
 }
@@ -76,9 +81,12 @@ void BatchReader::read(Index cursor, StepData& step, Buffer& memory) {
   step.cursor = cursor;
   valid_ = 0;
   Index sample = cursor + plan_.data_rank * (plan_.global_batch / plan_.data_ranks);
-  for (const Batch& batch : step.batches)
+  for (const Batch& batch : step.batches) {
     for (Index row = 0; row < b; ++row) read_sample(sample++, row, batch);
+    fill_mtp(batch);
+  }
   step.valid_tokens = valid_;
+  step.mtp_tokens = mtp_tokens(step.batches);
 }
 
 void BatchReader::read_sample(Index global_sample, Index row, const Batch& batch) {
@@ -197,9 +205,14 @@ void Loader::work() {
       }
       if (group_) {
         // A rank that could not read joins all the same, so that no peer waits for it.
-        std::int64_t sums[2] = {failure ? 0 : slots_[slot].step.valid_tokens, failure ? 1 : 0};
-        group_->all_reduce(stream, Tensor(sums, DType::i64, Device::cpu, {2}));
-        slots_[slot].step.valid_tokens = sums[0];
+        StepData& step = slots_[slot].step;
+        std::vector<std::int64_t> sums{failure ? 0 : step.valid_tokens, failure ? 1 : 0};
+        sums.resize(2 + static_cast<std::size_t>(plan_.mtp_depths));
+        for (std::size_t i = 2; i < sums.size() && !failure; ++i)
+          sums[i] = static_cast<std::int64_t>(step.mtp_tokens[i - 2]);
+        group_->all_reduce(stream, Tensor(sums.data(), DType::i64, Device::cpu, {static_cast<Index>(sums.size())}));
+        step.valid_tokens = sums[0];
+        step.mtp_tokens.assign(sums.begin() + 2, sums.end());
         if (sums[1] > 0 && !failure)
           throw Error(ExitCode::data,
                       format("{} other data rank(s) could not read the step at sample {}", sums[1], cursor));

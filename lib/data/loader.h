@@ -14,7 +14,7 @@
 #include "lib/core/arena.h"
 #include "lib/core/clock.h"
 #include "lib/data/sources.h"
-#include "lib/layers/batch.h"
+#include "lib/layers/mtp_targets.h"
 
 namespace dstrain {
 
@@ -30,6 +30,7 @@ struct BatchPlan {
   // Positions restart at each document of a sample, first_keys is made, and the first token of a document is not
   // predicted from the one before: the documents (or what of them falls into the sample) stand alone.
   bool document_mask = false;
+  Index mtp_depths = 0;  // rows of Batch::mtp_targets
 
   Index micro_batches() const { return global_batch / data_ranks / micro_batch; }
 };
@@ -42,11 +43,16 @@ Index predicted_tokens(TokenSources& sources, const Sampler& sampler, Index begi
 
 // A step's share of one data rank. Tensors are views of the loader's memory.
 struct StepData {
-  Index cursor = -1;           // first global sample of the step
-  std::vector<Batch> batches;  // the micro-batches, in order
-  Index valid_tokens = 0;      // positions with a loss weight, over all data ranks
-  double wait_seconds = 0;     // that next() waited for it
+  Index cursor = -1;               // first global sample of the step
+  std::vector<Batch> batches;      // the micro-batches, in order
+  Index valid_tokens = 0;          // positions with a loss weight, over all data ranks
+  std::vector<double> mtp_tokens;  // the same of each depth of multi-token prediction
+  double wait_seconds = 0;         // that next() waited for it
 };
+
+inline ValidTokens valid_tokens(const StepData& step) {
+  return {static_cast<double>(step.valid_tokens), step.mtp_tokens};
+}
 
 // Reads steps in the caller's thread: for evaluation, and inside Loader. Sources are used by one thread at a time.
 class BatchReader {

@@ -7,10 +7,10 @@
 
 namespace dstrain {
 
-Embedding::Embedding(Param table, Index first_row, bool tied, std::optional<Param> positions, float dropout)
+Embedding::Embedding(Param table, Index first_row, bool adds, std::optional<Param> positions, float dropout)
     : table_(std::move(table)),
       first_row_(first_row),
-      tied_(tied),
+      adds_(adds),
       positions_(std::move(positions)),
       dropout_(dropout) {}
 
@@ -35,7 +35,7 @@ Tensor Embedding::backward(Context& context, const Batch& batch, const Tensor& d
                                            .dy = dx,
                                            .tokens = batch.tokens,
                                            .first_row = first_row_,
-                                           .write = tied_ ? Write::accumulate : context.write});
+                                           .write = adds_ ? Write::accumulate : context.write});
   if (positions_)
     launch(
         context.stream,

@@ -10,9 +10,9 @@ namespace dstrain {
 
 class Embedding final : public Layer {
  public:
-  // `first_row`: the id of the table's first row here. `tied`: the loss head of this same stage writes the table's
-  // gradient first, so this layer always adds.
-  Embedding(Param table, Index first_row, bool tied, std::optional<Param> positions, float dropout);
+  // `first_row`: the id of the table's first row here. `adds`: a layer after this one in the same stage writes the
+  // table's gradient first.
+  Embedding(Param table, Index first_row, bool adds, std::optional<Param> positions, float dropout);
 
   const Param& table() const { return table_; }
 
@@ -25,7 +25,7 @@ class Embedding final : public Layer {
  private:
   Param table_;
   Index first_row_;
-  bool tied_;
+  bool adds_;
   std::optional<Param> positions_;
   float dropout_;
 };

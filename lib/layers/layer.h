@@ -42,6 +42,10 @@ struct Context {
   Tensor loss;                     // (1) f64, loss heads add to it; Mode::eval: or (B), one a sample
   KvCache* cache = nullptr;
   ExpertExchange* experts = nullptr;  // null: every expert is on this rank
+  // Multi-token prediction, one a depth; Mode::train.
+  Tensor mtp_loss_scales;  // (depths) f32: weight / depths / valid tokens of the whole step
+  Tensor mtp_losses;       // (depths) f64, their loss heads add to them
+  float mtp_share = 0;     // weight / depths: what their layers' balance losses are multiplied by
   float sample_share = 0;  // 1 / samples of the whole step: what sequence-wise losses are averaged by; Mode::train
 };
 

@@ -44,12 +44,11 @@ class Uncounted {
 
 }  // namespace
 
-Moe::Moe(MoeSpec spec, Norm norm, Param router, std::optional<Param> bias, Param gate_up, Param down,
-         std::optional<Shared> shared)
+Moe::Moe(MoeSpec spec, Norm norm, Param router, Param counts, Param gate_up, Param down, std::optional<Shared> shared)
     : spec_(spec),
       norm_(std::move(norm)),
       router_(std::move(router)),
-      bias_(std::move(bias)),
+      counts_(std::move(counts)),
       gate_up_(std::move(gate_up)),
       down_(std::move(down)),
       shared_(std::move(shared)) {}
@@ -65,7 +64,7 @@ void Moe::route(Context& context, Arena& memory, Kept& kept) const {
                                .experts = kept.experts,
                                .weights = kept.weights,
                                .logits = kept.scores,
-                               .bias = bias_ ? bias_->compute : Tensor{},
+                               .bias = counts_.rule == UpdateRule::balance ? counts_.compute : Tensor{},
                                .rule = spec_.rule});
   if (context.experts) return;
   kept.place = memory.allocate({rows, k}, DType::i32);
@@ -266,14 +265,14 @@ void Moe::router_backward(Context& context, const Batch& batch, const Kept& kept
   if (spec_.balance_alpha > 0) {
     gradient.balance = context.scratch.allocate({batch.batch, spec_.experts});
     launch(context.stream, SequenceLoad{.load = gradient.balance, .scores = kept.scores, .top = spec_.chosen});
-    gradient.coefficient = spec_.balance_alpha * context.sample_share / static_cast<float>(batch.length);
+    gradient.coefficient = spec_.balance_alpha * context.sample_share / static_cast<float>(batch.length) *
+                           (spec_.mtp ? context.mtp_share : 1.0f);
   }
   launch(context.stream, gradient);
   launch(context.stream,
          Matmul{.c = router_.gradient, .a = dlogits, .b = kept.y, .transpose_a = true, .write = context.write});
   launch(context.stream, Matmul{.c = dnorm, .a = dlogits, .b = router_.compute, .write = Write::accumulate});
-  if (bias_)
-    launch(context.stream, ExpertCounts{.counts = bias_->gradient, .offsets = kept.offsets, .write = context.write});
+  launch(context.stream, ExpertCounts{.counts = counts_.gradient, .offsets = kept.offsets, .write = context.write});
 }
 
 Tensor Moe::backward(Context& context, const Batch& batch, const Tensor& dy, Saved& saved) {
@@ -299,7 +298,7 @@ Tensor Moe::backward(Context& context, const Batch& batch, const Tensor& dy, Sav
 void Moe::visit(const ParamVisitor& visitor) {
   norm_.visit(visitor);
   visitor(router_);
-  if (bias_) visitor(*bias_);
+  visitor(counts_);
   visitor(gate_up_);
   visitor(down_);
   if (!shared_) return;

@@ -19,18 +19,18 @@ struct MoeSpec {
   Index chosen = 0;  // K
   RouterRule rule;
   float balance_alpha = 0;  // of the sequence-wise balance loss; 0: none
+  bool mtp = false;         // of a module of multi-token prediction: its balance loss has that one's weight
 };
 
 class Moe final : public Layer {
  public:
-  // router: (E, C). bias: (E), the balancing bias, whose gradient is the experts' tokens of the step. gate_up: of each
+  // router: (E, C). counts: (E), of UpdateRule::balance, the balancing bias, or of UpdateRule::count. gate_up: of each
   // expert here rows [gate | up] of its inner width, then the next; down: of each expert (C, inner width). The shared
   // expert's likewise.
   struct Shared {
     Param gate_up, down;
   };
-  Moe(MoeSpec spec, Norm norm, Param router, std::optional<Param> bias, Param gate_up, Param down,
-      std::optional<Shared> shared);
+  Moe(MoeSpec spec, Norm norm, Param router, Param counts, Param gate_up, Param down, std::optional<Shared> shared);
 
   Hidden forward(Context& context, const Batch& batch, const Hidden& x, std::unique_ptr<Saved>& saved) override;
   Tensor backward(Context& context, const Batch& batch, const Tensor& dy, Saved& saved) override;
@@ -69,7 +69,7 @@ class Moe final : public Layer {
   MoeSpec spec_;
   Norm norm_;
   Param router_;
-  std::optional<Param> bias_;
+  Param counts_;
   Param gate_up_, down_;
   std::optional<Shared> shared_;
 };

@@ -25,6 +25,8 @@ enum class UpdateRule : unsigned char {
   // A router's balancing bias: float32 whatever weights are computed in, no part of the gradient norm. Its `gradient`
   // holds the experts' tokens of the step (kernels/router.h, BalanceUpdate).
   balance,
+  // As that, without a bias: its tensor has no pieces, nothing reads, saves or updates it.
+  count,
 };
 
 // A rectangular part of a tensor as Hugging Face's files name and shape it (one or two dimensions).

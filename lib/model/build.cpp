@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "lib/layers/embedding.h"
+#include "lib/layers/mtp_input.h"
 #include "lib/model/family.h"
 #include "lib/model/llama.h"
 
@@ -22,14 +23,15 @@ VocabularyShard vocabulary_shard(Index vocabulary, TensorShard shard) {
   return {first, rows, std::clamp<Index>(vocabulary - first, 0, rows)};
 }
 
-Param vocabulary_param(const std::string& name, const ModelConfig& m, const StagePlace& place, bool owned) {
+// `copies`: first and last stage both hold it.
+Param vocabulary_param(const std::string& name, const ModelConfig& m, const StagePlace& place, bool copies,
+                       bool owned) {
   const VocabularyShard v = vocabulary_shard(m.vocab_size, place.shard);
-  const bool split_tie = m.tie_word_embeddings && !(place.first && place.last);
   return weight_param({{.name = name,
                         .file_rows = m.vocab_size,
                         .begin = std::min(v.first, m.vocab_size),
                         .rows = v.valid,
-                        .reduce = split_tie ? PreReduce::embedding : PreReduce::none,
+                        .reduce = copies ? PreReduce::embedding : PreReduce::none,
                         .owned = owned}},
                       {m.hidden_size, 0, m.hidden_size}, false, static_cast<float>(m.initializer_range),
                       v.rows - v.valid);
@@ -48,7 +50,9 @@ std::unique_ptr<Family> make_family(const ModelConfig& model, const StagePlace& 
 StageModel build_stage(const ModelConfig& model, const StagePlace& place) {
   const auto family = make_family(model, place);
   const VocabularyShard vocabulary = vocabulary_shard(model.vocab_size, place.shard);
-  const bool tied_here = model.tie_word_embeddings && place.first && place.last;
+  const Index depths = place.mtp_depths;
+  const bool tied = model.tie_word_embeddings, one_stage = place.first && place.last;
+  const bool copies = (tied || depths > 0) && !one_stage;  // of the embedding
   StageModel stage{.hidden = model.hidden_size,
                    .blocks = place.layers.end - place.layers.begin,
                    .kv_heads = kv_shard(model.num_key_value_heads, place.shard).heads,
@@ -60,9 +64,9 @@ StageModel build_stage(const ModelConfig& model, const StagePlace& place) {
   };
   const Param* table = nullptr;
   if (place.first) {
-    auto embedding =
-        std::make_unique<Embedding>(vocabulary_param(family->embedding_name(), model, place, true), vocabulary.first,
-                                    tied_here, family->positions(), static_cast<float>(model.embd_pdrop));
+    auto embedding = std::make_unique<Embedding>(vocabulary_param(family->embedding_name(), model, place, copies, true),
+                                                 vocabulary.first, one_stage && (tied || depths > 0),
+                                                 family->positions(), static_cast<float>(model.embd_pdrop));
     table = &embedding->table();
     add(std::move(embedding), -1);
   }
@@ -70,17 +74,42 @@ StageModel build_stage(const ModelConfig& model, const StagePlace& place) {
     add(family->attention(i, i - place.layers.begin), i);
     add(family->mlp(i), i);
   }
+  const auto head_spec = [&](Index depth) {
+    const HeadOutput output = place.mtp_post_norm ? HeadOutput::normalised : HeadOutput::sum;
+    return HeadSpec{.first_column = vocabulary.first,
+                    .valid_columns = vocabulary.valid,
+                    .depth = depth,
+                    .output = depth < depths ? output : HeadOutput::none,
+                    .adds = depth < depths};
+  };
   if (place.last) {
     std::optional<Param> weight;
-    if (!tied_here) {
-      // A tied head on another stage than the embedding is a copy under the embedding's name, owned there.
-      const bool copy = model.tie_word_embeddings;
-      weight = vocabulary_param(copy ? family->embedding_name() : family->head_name(), model, place, !copy);
-    }
-    auto head = std::make_unique<LossHead>(family->final_norm(), std::move(weight), tied_here ? table : nullptr,
-                                           vocabulary.first, vocabulary.valid);
+    // A tied head on another stage than the embedding is a copy under the embedding's name, owned there.
+    if (!tied)
+      weight = vocabulary_param(family->head_name(), model, place, false, true);
+    else if (!one_stage)
+      weight = vocabulary_param(family->embedding_name(), model, place, copies, false);
+    auto head =
+        std::make_unique<LossHead>(head_spec(0), family->final_norm(), std::move(weight), weight ? nullptr : table);
     stage.head = head.get();
     add(std::move(head), -1);
+    if (tied) table = &stage.head->weight();
+  }
+  stage.main_layers = stage.layers.size();
+  for (Index depth = 1; place.last && depth <= depths; ++depth) {
+    const Index number = model.num_hidden_layers + depth - 1;
+    auto [embedding_norm, hidden_norm, head_norm, join] = family->mtp(number);
+    std::optional<Param> copy;
+    if (!table) copy = vocabulary_param(family->embedding_name(), model, place, copies, false);
+    auto input = std::make_unique<MtpInput>(
+        MtpSpec{.depth = depth, .first_row = vocabulary.first, .adds = tied || depth < depths}, std::move(copy), table,
+        std::move(embedding_norm), std::move(hidden_norm), std::move(join));
+    table = &input->table();
+    add(std::move(input), number);
+    add(family->attention(number, 0), number);
+    add(family->mlp(number), number);
+    add(std::make_unique<LossHead>(head_spec(depth), std::move(head_norm), std::nullopt, &stage.head->weight()),
+        number);
   }
   return stage;
 }

@@ -18,13 +18,16 @@ struct StagePlace {
   TensorShard shard;
   TensorShard experts;      // of the experts, cut evenly over the expert group
   float balance_alpha = 0;  // of the sequence-wise balance loss of experts
+  Index mtp_depths = 0;     // modules of multi-token prediction on the last stage; every stage knows of them
+  bool mtp_post_norm = true;
 };
 
 // The layers of a stage in forward order, and what callers need to know of them.
 struct StageModel {
   std::vector<std::unique_ptr<Layer>> layers;
-  std::vector<Index> numbers;  // for each layer the transformer layer that it belongs to, -1 for embedding and head
-  LossHead* head = nullptr;    // owned by `layers`; null unless last
+  std::vector<Index> numbers;   // for each layer the transformer layer that it belongs to, -1 for embedding and head
+  std::size_t main_layers = 0;  // the first so many are the model; the others, of multi-token prediction, only train
+  LossHead* head = nullptr;     // the model's, owned by `layers`; null unless last
   Index hidden = 0;
   Index blocks = 0;    // transformer layers here: slots of a KvCache
   Index kv_heads = 0;  // this rank's

@@ -55,11 +55,10 @@ class Deepseek final : public Llama {
   std::unique_ptr<Layer> mlp(Index layer) const override {
     if (layer < m.first_k_dense_replace) return Llama::mlp(layer);
     const std::string p = prefix(layer) + "mlp.";
-    const bool v3 = m.type == "deepseek_v3";
-    std::optional<Param> bias;
-    if (v3) {
-      bias = vector_param({whole_rows(p + "gate.e_score_correction_bias", m.n_routed_experts, s)}, Init::zeros);
-      bias->rule = UpdateRule::balance;
+    Param counts{.shape = {m.n_routed_experts}, .init = Init::zeros, .decay = false, .rule = UpdateRule::count};
+    if (m.type == "deepseek_v3") {
+      counts = vector_param({whole_rows(p + "gate.e_score_correction_bias", m.n_routed_experts, s)}, Init::zeros);
+      counts.rule = UpdateRule::balance;
     }
     std::optional<Moe::Shared> shared;
     if (m.n_shared_experts > 0) {
@@ -76,11 +75,20 @@ class Deepseek final : public Llama {
     return std::make_unique<Moe>(MoeSpec{.experts = m.n_routed_experts,
                                          .chosen = m.num_experts_per_tok,
                                          .rule = rule(),
-                                         .balance_alpha = balance_alpha_},
+                                         .balance_alpha = balance_alpha_,
+                                         .mtp = layer >= m.num_hidden_layers},
                                  norm(prefix(layer) + "post_attention_layernorm.weight"),
-                                 whole(p + "gate.weight", m.n_routed_experts, m.hidden_size), std::move(bias),
+                                 whole(p + "gate.weight", m.n_routed_experts, m.hidden_size), std::move(counts),
                                  spread(gate_up(experts, m.moe_intermediate_size)),
                                  spread(down(experts, m.moe_intermediate_size)), std::move(shared));
+  }
+
+  MtpNorms mtp(Index layer) const override {
+    const std::string p = prefix(layer);
+    return {.embedding = norm(p + "enorm.weight"),
+            .hidden = norm(p + "hnorm.weight"),
+            .head = norm(p + "shared_head.norm.weight"),
+            .join = Linear(Split::whole, whole(p + "eh_proj.weight", m.hidden_size, 2 * m.hidden_size))};
   }
 
  private:

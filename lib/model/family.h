@@ -26,6 +26,12 @@ class Family {
   virtual std::unique_ptr<Layer> attention(Index layer, Index slot) const = 0;
   virtual std::unique_ptr<Layer> mlp(Index layer) const = 0;
   virtual Norm final_norm() const = 0;
+  // Of a module of multi-token prediction, which is otherwise attention(layer) and mlp(layer).
+  struct MtpNorms {
+    Norm embedding, hidden, head;
+    Linear join;
+  };
+  virtual MtpNorms mtp(Index) const { fail(ExitCode::bug, "{} has no multi-token prediction", m.type); }
 
  protected:
   float std_dev() const { return static_cast<float>(m.initializer_range); }

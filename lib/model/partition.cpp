@@ -54,9 +54,13 @@ double deepseek_layer(const ModelConfig& m, double length) {
 }  // namespace
 
 std::vector<LayerRange> partition(const ModelConfig& m, Index sequence_length, int stages) {
-  if (m.deepseek())
-    return partition(m.num_hidden_layers, deepseek_layer(m, static_cast<double>(sequence_length)),
-                     2 * static_cast<double>(m.hidden_size) * static_cast<double>(m.vocab_size), stages);
+  if (m.deepseek()) {
+    const double width = static_cast<double>(m.hidden_size), depths = static_cast<double>(m.num_nextn_predict_layers);
+    const double layer = deepseek_layer(m, static_cast<double>(sequence_length));
+    const double head = 2 * width * static_cast<double>(m.vocab_size);
+    // A module of multi-token prediction has a layer and a head, and joins two vectors before.
+    return partition(m.num_hidden_layers, layer, head + depths * (layer + head + 4 * width * width), stages);
+  }
   const double d = static_cast<double>(m.hidden_size), f = static_cast<double>(m.intermediate_size);
   const double q = static_cast<double>(m.num_attention_heads * m.head_dim);
   const double kv = static_cast<double>(m.num_key_value_heads * m.head_dim);

@@ -1,5 +1,6 @@
 #include "lib/observe/metrics.h"
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -12,6 +13,15 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Json number(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
+
+template <class Record>
+Json line_of(const Record& record) {
+  Json line = Json::object();
+  line["step"] = record.step;
+  for (const Scalar& s : scalars(record))
+    line[s.name] = s.integer ? Json(static_cast<std::int64_t>(s.value)) : number(s.value);
+  return line;
+}
 
 // The lines whose step is at most `last_step`; what does not parse (a torn last line) goes too. `evaluated`: whether an
 // evaluation at `last_step` is among them.
@@ -50,32 +60,36 @@ void MetricsFile::append(const std::string& line) {
   }
 }
 
-void MetricsFile::append(std::int64_t step, const std::vector<Scalar>& values) {
-  Json line = Json::object();
-  line["step"] = step;
-  for (const Scalar& s : values) line[s.name] = s.integer ? Json(static_cast<std::int64_t>(s.value)) : number(s.value);
+void MetricsFile::write(const StepRecord& r) {
+  Json line = line_of(r);
+  // To three decimals: the numbers of many layers stay readable.
+  if (!r.expert_load.empty())
+    for (const double load : r.expert_load) line["expert_load"].push_back(std::round(load * 1000) / 1000);
+  if (!r.expert_tokens.empty()) line["expert_tokens"] = r.expert_tokens;
   append(line.dump());
 }
-
-void MetricsFile::write(const StepRecord& r) { append(r.step, scalars(r)); }
-void MetricsFile::write(const EvalRecord& r) { append(r.step, scalars(r)); }
-void MetricsFile::write(const SaveRecord& r) { append(r.step, scalars(r)); }
+void MetricsFile::write(const EvalRecord& r) { append(line_of(r).dump()); }
+void MetricsFile::write(const SaveRecord& r) { append(line_of(r).dump()); }
 
 std::vector<Scalar> scalars(const StepRecord& r) {
-  return {{"tokens", static_cast<double>(r.tokens), true},
-          {"first_sample", static_cast<double>(r.first_sample), true},
-          {"samples", static_cast<double>(r.samples), true},
-          {"loss", r.loss},
-          {"grad_norm", r.grad_norm},
-          {"lr", r.lr},
-          {"seconds", r.seconds},
-          {"tokens_per_second", r.tokens_per_second},
-          {"mfu", r.mfu},
-          {"mfu_full", r.mfu_full},
-          {"loader_wait_seconds", r.loader_wait_seconds},
-          {"checkpoint_stall_seconds", r.checkpoint_stall_seconds},
-          {"skipped", static_cast<double>(r.skipped), true},
-          {"rollbacks", static_cast<double>(r.rollbacks), true}};
+  std::vector<Scalar> values{{"tokens", static_cast<double>(r.tokens), true},
+                             {"first_sample", static_cast<double>(r.first_sample), true},
+                             {"samples", static_cast<double>(r.samples), true},
+                             {"loss", r.loss},
+                             {"grad_norm", r.grad_norm},
+                             {"lr", r.lr},
+                             {"seconds", r.seconds},
+                             {"tokens_per_second", r.tokens_per_second},
+                             {"mfu", r.mfu},
+                             {"mfu_full", r.mfu_full},
+                             {"loader_wait_seconds", r.loader_wait_seconds},
+                             {"checkpoint_stall_seconds", r.checkpoint_stall_seconds},
+                             {"skipped", static_cast<double>(r.skipped), true},
+                             {"rollbacks", static_cast<double>(r.rollbacks), true}};
+  if (!r.expert_load.empty())
+    values.push_back({"expert_load_max", *std::max_element(r.expert_load.begin(), r.expert_load.end())});
+  if (r.mtp_loss) values.push_back({"mtp_loss", *r.mtp_loss});
+  return values;
 }
 
 std::vector<Scalar> scalars(const EvalRecord& r) {

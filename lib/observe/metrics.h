@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,8 +25,12 @@ struct StepRecord {
   double mfu_full = 0;
   double loader_wait_seconds = 0;
   double checkpoint_stall_seconds = 0;
-  std::int64_t skipped = 0;    // updates left out so far: not finite, or a spike
-  std::int64_t rollbacks = 0;  // of the run so far
+  std::int64_t skipped = 0;             // updates left out so far: not finite, or a spike
+  std::int64_t rollbacks = 0;           // of the run so far
+  std::optional<double> mtp_loss = {};  // of multi-token prediction
+  // Mixtures of experts in the model's order: the most tokens of an expert over the mean; every expert's, or nothing.
+  std::vector<double> expert_load = {};
+  std::vector<std::vector<std::int64_t>> expert_tokens = {};
 };
 
 struct EvalRecord {
@@ -50,7 +55,7 @@ struct Scalar {
   double value;
   bool integer = false;  // written without a fraction
 };
-// All but the step, in the order of the line.
+// The single numbers but the step, in the order of the line.
 std::vector<Scalar> scalars(const StepRecord& record);
 std::vector<Scalar> scalars(const EvalRecord& record);
 std::vector<Scalar> scalars(const SaveRecord& record);
@@ -71,7 +76,6 @@ class MetricsFile {
 
  private:
   void append(const std::string& line);
-  void append(std::int64_t step, const std::vector<Scalar>& values);
 
   std::unique_ptr<File> file_;
   std::uint64_t end_ = 0;

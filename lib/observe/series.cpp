@@ -10,7 +10,7 @@ namespace dstrain {
 namespace {
 
 constexpr std::size_t kLongestLine = std::size_t{1} << 20;
-constexpr std::size_t kMostKeys = 256;
+constexpr std::size_t kMostKeys = 1024;
 constexpr std::size_t kReadBytes = std::size_t{1} << 20;
 
 // Takes one line apart: an object of numbers and nulls.
@@ -25,6 +25,7 @@ class LineReader final : public nlohmann::json_sax<nlohmann::json> {
     step = -1;
     problem.clear();
     open_ = false;
+    lists_ = 0;
   }
   bool null() override { return take(std::numeric_limits<double>::quiet_NaN(), -1); }
   bool boolean(bool) override { return other("true or false"); }
@@ -37,7 +38,7 @@ class LineReader final : public nlohmann::json_sax<nlohmann::json> {
   bool string(string_t&) override { return other("a string"); }
   bool binary(binary_t&) override { return other("binary"); }
   bool start_object(std::size_t) override {
-    if (open_) return other("an object");
+    if (open_ || lists_ > 0) return other("an object");
     return open_ = true;
   }
   bool key(string_t& name) override {
@@ -45,8 +46,15 @@ class LineReader final : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
   bool end_object() override { return true; }
-  bool start_array(std::size_t) override { return other("an array"); }
-  bool end_array() override { return true; }
+  bool start_array(std::size_t) override {
+    if (!open_ || key_ == "step") return other("an array");
+    if (lists_++ == 0) place_ = 0;
+    return true;
+  }
+  bool end_array() override {
+    --lists_;
+    return true;
+  }
   bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& e) override {
     problem = e.what();
     return false;
@@ -67,12 +75,14 @@ class LineReader final : public nlohmann::json_sax<nlohmann::json> {
       step = integer;
       return problem.empty();
     }
-    values.emplace_back(key_, value);
+    if (lists_ == 0) values.emplace_back(key_, value);
+    if (lists_ == 1) values.emplace_back(format("{}.{}", key_, place_++), value);
     return true;
   }
 
   std::string key_;
   bool open_ = false;
+  int lists_ = 0, place_ = 0;
 };
 
 class MetricsReader {

@@ -18,8 +18,9 @@ struct Series {
 };
 
 // Reads `path`, a piece at a time. A last line without its end is a run's that is still writing or was killed: it is
-// left out. Throws Error{data} with path and line for any other line that is not an object of numbers and nulls with a
-// step, has a key twice, goes back in steps, or is longer than 1 MiB; and past 256 keys.
+// left out. A key that holds a list of numbers becomes a key each, with "." and the place in the list; lists within
+// lists are passed over. Throws Error{data} with path and line for any other line that is not an object of numbers,
+// nulls and lists with a step, has a key twice, goes back in steps, or is longer than 1 MiB; and past 1024 keys.
 std::map<std::string, Series> read_metrics(const Files& files, const std::string& path);
 
 // Which of `values` to draw, ascending: all of them up to twice `buckets`; else of each of `buckets` equal ranges its

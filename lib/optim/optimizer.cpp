@@ -85,8 +85,9 @@ void Optimizer::step(Stream& stream, const Tensor& squared_norm, const Tensor& l
                          .weight_decay = decay ? static_cast<float>(config_.weight_decay) : 0.0f});
   }
   if (bias_rate == 0) return;
-  for (const Param* p : params_.balanced())
-    launch(stream, BalanceUpdate{.bias = p->compute, .counts = p->gradient, .scalars = scalars_, .rate = bias_rate});
+  for (const Param* p : params_.counted())
+    if (p->rule == UpdateRule::balance)
+      launch(stream, BalanceUpdate{.bias = p->compute, .counts = p->gradient, .scalars = scalars_, .rate = bias_rate});
 }
 
 }  // namespace dstrain

@@ -17,7 +17,7 @@ Index aligned(Index n) { return (n + kAlign - 1) / kAlign * kAlign; }
 constexpr int kSegments = 4;
 int segment_of(const Param& p) {
   check(!p.spread || (p.decay && p.rule == UpdateRule::adamw), "only matrices are spread over expert ranks");
-  return p.rule == UpdateRule::balance ? 3 : !p.decay ? 2 : p.spread ? 1 : 0;
+  return p.rule != UpdateRule::adamw ? 3 : !p.decay ? 2 : p.spread ? 1 : 0;
 }
 }  // namespace
 
@@ -71,11 +71,11 @@ ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_byte
       p->exp_avg = part(exp_avg_);
       p->exp_avg_sq = part(exp_avg_sq_);
     }
-    if (p->rule == UpdateRule::balance) {
+    if (p->rule != UpdateRule::adamw) {
       const Index first = at - flat_biases_.begin;
       p->compute = p->master = biases_.slice(0, first, first + p->numel());
       p->low = {};
-      balanced_.push_back(p);
+      counted_.push_back(p);
     }
     at = aligned(at + p->numel());
   }

@@ -1,8 +1,8 @@
 #pragma once
 // The parameters of a stage in flat memory: weights, gradients and optimizer state, all laid out alike. Order:
 // decayed parameters, last of them those that are spread over expert ranks, then the others, then the balancing biases
-// of routers; within each as backward finishes (last layer first), so that buckets complete early. Each parameter
-// starts at a multiple of 64 elements; gaps and padding hold zeros for ever.
+// of routers (and the counts of those without); within each as backward finishes (last layer first), so that buckets
+// complete early. Each parameter starts at a multiple of 64 elements; gaps and padding hold zeros for ever.
 
 #include <span>
 #include <vector>
@@ -53,8 +53,9 @@ class ParamArena {
   const FlatRange& segment(bool decay) const { return decay ? decayed_ : plain_; }
   // Those that are spread over expert ranks; within the decayed ones.
   const FlatRange& spread() const { return spread_; }
-  // Parameters of UpdateRule::balance.
-  std::span<const Param* const> balanced() const { return balanced_; }
+  // Parameters of UpdateRule::balance and count, one a mixture of experts, the last layer's first: their gradients are
+  // the experts' tokens of the step.
+  std::span<const Param* const> counted() const { return counted_; }
   // Their weights: f32, elements [flat_biases().begin, end) of the flat arrays.
   const Tensor& biases() const { return biases_; }
   const FlatRange& flat_biases() const { return flat_biases_; }
@@ -109,7 +110,7 @@ class ParamArena {
   bool training_ = true, split_ = false;
   Index numel_ = 0, count_ = 0, spread_count_ = 0;
   FlatRange decayed_, spread_, plain_, flat_biases_;
-  std::vector<const Param*> balanced_;
+  std::vector<const Param*> counted_;
   std::vector<Bucket> buckets_;
   std::vector<Owned> owned_;
   std::vector<Entry> entries_;

@@ -48,16 +48,20 @@ Context Stage::context(Stream& stream, Slot& slot, const PassOptions& options) {
           .loss = options.loss,
           .cache = options.cache,
           .experts = experts_,
+          .mtp_loss_scales = options.mtp_loss_scales,
+          .mtp_losses = options.mtp_losses,
+          .mtp_share = options.mtp_share,
           .sample_share = options.sample_share};
 }
 
 const Batch& Stage::place(Stream& stream, Slot& slot, const Batch& batch) {
   slot.batch = batch;
+  if (model_.main_layers == model_.layers.size()) slot.batch.mtp_targets = slot.batch.mtp_weights = {};
   if (target_ != Device::cuda) return slot.batch;
   slot.batch_memory.release(0);
   Batch& b = slot.batch;
-  for (Tensor* t :
-       {&b.tokens, &b.targets, &b.positions, &b.sample_ids, &b.row_sample_ids, &b.loss_weights, &b.first_keys}) {
+  for (Tensor* t : {&b.tokens, &b.targets, &b.positions, &b.sample_ids, &b.row_sample_ids, &b.loss_weights,
+                    &b.mtp_targets, &b.mtp_weights, &b.first_keys}) {
     if (!t->defined()) continue;
     const void* const from = t->data;
     *t = slot.batch_memory.allocate(t->shape, t->dtype);
@@ -97,7 +101,7 @@ void Stage::forward(Stream& stream, int slot, const Batch& batch, const PassOpti
   if (first_) release(slot);
   check(first_ || s.input.defined(), "forward of slot {} without its input", slot);
   place(stream, s, batch);
-  const Key key{false, slot, batch.rows(), false, false};
+  const Key key{false, slot, batch.rows(), false, false, 0.0f};
   s.own.clear();
   s.saved = &s.own;
   const bool replayed = replay(stream, key, options, [&] { run_forward(stream, s, options); });
@@ -122,7 +126,8 @@ void Stage::run_forward(Stream& stream, Slot& s, const PassOptions& options) {
   const Batch& batch = s.batch;
   c.branch = scratch_.allocate({batch.rows(), model_.hidden}, activations_);
   Hidden x{s.input};
-  for (std::size_t i = 0; i < model_.layers.size(); ++i) {
+  const std::size_t layers = c.mode == Mode::train ? model_.layers.size() : model_.main_layers;
+  for (std::size_t i = 0; i < layers; ++i) {
     stream.set_place(
         {.layer = static_cast<int>(model_.numbers[i]), .micro_batch = stream.place().micro_batch, .phase = "forward"});
     const gpu::Range range("layer forward");
@@ -140,7 +145,12 @@ void Stage::run_forward(Stream& stream, Slot& s, const PassOptions& options) {
 void Stage::backward(Stream& stream, int slot, const PassOptions& options) {
   Slot& s = slots_.at(static_cast<std::size_t>(slot));
   check(s.saved && s.saved->size() == model_.layers.size(), "backward of slot {} without its forward", slot);
-  const Key key{true, slot, s.batch.rows(), options.write == Write::accumulate, static_cast<bool>(options.layer_done)};
+  const Key key{true,
+                slot,
+                s.batch.rows(),
+                options.write == Write::accumulate,
+                static_cast<bool>(options.layer_done),
+                options.mtp_share};
   replay(stream, key, options, [&] { run_backward(stream, s, options); });
   release(slot);
 }

@@ -22,8 +22,11 @@ struct PassOptions {
   Tensor loss_scale = {};          // (1) f32: 1 / valid tokens of the whole step; Mode::train
   Tensor loss = {};                // (1) f64 on the last stage: losses are added; Mode::eval: or (B), one a sample
   Tensor sample_losses = {};       // Mode::eval: (samples of all micro-batches) f64, instead of `loss`
-  float sample_share = 0;          // 1 / samples of the whole step; Mode::train
-  KvCache* cache = nullptr;        // Mode::decode
+  Tensor mtp_loss_scales = {};     // as Context has them; Mode::train on the last stage
+  Tensor mtp_losses = {};
+  float mtp_share = 0;
+  float sample_share = 0;    // 1 / samples of the whole step; Mode::train
+  KvCache* cache = nullptr;  // Mode::decode
   // Called after each forward while output() holds: what reads it goes here.
   std::function<void()> forward_done = {};
   // Called after each backward.
@@ -61,7 +64,7 @@ class Stage {
   Tensor input(int slot, Index rows);
   // Runs the layers. The batch is in host memory, page-locked for CUDA, and stays as it is until the slot's backward is
   // done. On the last stage the loss is added to options.loss in Mode::eval, and output() is the normalised
-  // hidden state; elsewhere output() is what the next stage reads. Valid until the next forward.
+  // hidden state except in Mode::train; elsewhere output() is what the next stage reads. Valid until the next forward.
   void forward(Stream& stream, int slot, const Batch& batch, const PassOptions& options);
   Tensor output() const { return output_; }
   // Where the gradient of output() (rows, C) is to be put before backward(); afterwards it holds that of the input.
@@ -95,8 +98,8 @@ class Stage {
     std::size_t mark = 0;  // of the slot's activations
     Tensor output;
   };
-  // backward, slot, rows, accumulate, with layer_done
-  using Key = std::tuple<bool, int, Index, bool, bool>;
+  // backward, slot, rows, accumulate, with layer_done, mtp_share: numbers that ops are launched with are recorded
+  using Key = std::tuple<bool, int, Index, bool, bool, float>;
 
   Context context(Stream& stream, Slot& slot, const PassOptions& options);
   const Batch& place(Stream& stream, Slot& slot, const Batch& batch);

@@ -32,6 +32,7 @@ std::string job_identity(const Config& config) {
                format(" {} {} {} {} {} {} {} {} {} {}", static_cast<int>(m.norm_topk_prob), m.topk_method,
                       m.routed_scaling_factor, m.rope_type, m.rope_factor, m.rope_original_max_position_embeddings,
                       m.rope_beta_fast, m.rope_beta_slow, m.rope_mscale, m.rope_mscale_all_dim);
+  if (m.num_nextn_predict_layers > 0) deepseek += format(" mtp {} {}", m.num_nextn_predict_layers, config.mtp.input);
   return hex(
       xxh3(format("{} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {}", m.type, m.vocab_size, m.hidden_size,
                   m.num_hidden_layers, m.num_attention_heads, m.num_key_value_heads, m.head_dim, m.intermediate_size,

@@ -94,8 +94,8 @@ std::string line_of(int kind, Index micro_batch, Index phase, Index layer, std::
 
 }  // namespace
 
-Culprit find_culprit(Engine& engine, ProcessGroup& everyone, std::span<const Batch> micro_batches, double valid_tokens,
-                     bool gradients_kept) {
+Culprit find_culprit(Engine& engine, ProcessGroup& everyone, std::span<const Batch> micro_batches,
+                     const ValidTokens& valid_tokens, bool gradients_kept) {
   constexpr Index kLayers = 100000;
   const int rank = engine.mesh().rank_of(engine.coordinates()), data = engine.coordinates().data;
   Stream& stream = engine.stream();

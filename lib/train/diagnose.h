@@ -19,7 +19,7 @@ struct Culprit {
 // of a second pass over the step's batch whose output is not; a gradient of that pass; a gradient that the step left
 // (`gradients_kept`: it is still there), when the second pass is finite. Leaves the gradients of a forward and backward
 // in their memory and changes nothing else. Takes a second or so: every op is waited for.
-Culprit find_culprit(Engine& engine, ProcessGroup& everyone, std::span<const Batch> micro_batches, double valid_tokens,
-                     bool gradients_kept);
+Culprit find_culprit(Engine& engine, ProcessGroup& everyone, std::span<const Batch> micro_batches,
+                     const ValidTokens& valid_tokens, bool gradients_kept);
 
 }  // namespace dstrain

@@ -44,14 +44,16 @@ Program train_program(const Config& c) { return job_program(c, c.parallel.schedu
 
 namespace {
 
-StagePlace place_of(const Config& c, const Coordinates& at) {
+StagePlace place_of(const Config& c, const Coordinates& at, Index mtp_depths) {
   const auto stages = static_cast<int>(c.parallel.pipeline);
   return {.layers = partition(c.model, c.training.sequence_length, stages)[static_cast<std::size_t>(at.pipeline)],
           .first = at.pipeline == 0,
           .last = at.pipeline == stages - 1,
           .shard = {at.tensor, static_cast<int>(c.parallel.tensor)},
           .experts = {at.data % static_cast<int>(c.parallel.expert), static_cast<int>(c.parallel.expert)},
-          .balance_alpha = c.model.deepseek() ? static_cast<float>(c.moe.balance_loss_alpha) : 0.0f};
+          .balance_alpha = c.model.deepseek() ? static_cast<float>(c.moe.balance_loss_alpha) : 0.0f,
+          .mtp_depths = mtp_depths,
+          .mtp_post_norm = c.mtp.input == "post_norm"};
 }
 
 WeightFormat weight_format(const PrecisionConfig& p, EngineUse use) {
@@ -87,7 +89,9 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
       single_program_(single_program(config, config.parallel.schedule)),
       eval_program_(job_program(config, "forward_only")),
       decode_program_(single_program(config, "forward_only")),
-      use_(use) {
+      use_(use),
+      mtp_depths_(use == EngineUse::training ? config.model.num_nextn_predict_layers : 0),
+      mtp_loss_weight_(config.mtp.loss_weight) {
   if (device_ == Device::cuda) queue_.emplace();
   stream_ = Stream(device, target, pool_.get(), &workspace_, nullptr, queue_ ? &*queue_ : nullptr);
   stream_.set_settings(compute_settings(config_));
@@ -111,17 +115,18 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
                                                                .receive_factor = config_.moe.receive_factor},
                                          expert_stream_ ? &*expert_stream_ : nullptr);
   }
-  stage_ = std::make_unique<Stage>(build_stage(config_.model, place_of(config_, at_)), device, target, *groups_.tensor,
-                                   slots, batches.micro_batch_size * batches.length, format.compute, sizes.stage,
-                                   training, experts_.get());
+  stage_ = std::make_unique<Stage>(build_stage(config_.model, place_of(config_, at_, mtp_depths_)), device, target,
+                                   *groups_.tensor, slots, batches.micro_batch_size * batches.length, format.compute,
+                                   sizes.stage, training, experts_.get());
   params_ = std::make_unique<ParamArena>(stage_->model(), device, config_.parallel.bucket_bytes, format);
   if (training)
     optimizer_ = std::make_unique<Optimizer>(
         config_.optimizer, *params_, scalars_,
         Optimizer::Halt{.nonfinite = config_.guard.on_nonfinite != "skip", .beyond = config_.guard.on_spike != "skip"});
-  result_ = scalars_.allocate({4}, DType::f64);
+  result_ = scalars_.allocate({4 + mtp_depths_}, DType::f64);
   sums_ = scalars_.allocate({kRankSums}, DType::i64);
-  loss_scale_ = scalars_.allocate({1});
+  loss_scales_ = scalars_.allocate({1 + mtp_depths_});
+  static_assert(sizeof(Exchange) <= 256);
   ring_ = device_ == Device::cuda ? Buffer::pinned("step exchange", kRing * 256)
                                   : Buffer("step exchange", Device::cpu, kRing * 256);
   if (training) {
@@ -130,6 +135,7 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
     sums_ring_ = device_ == Device::cuda ? Buffer::pinned("checksums", kRing * all)
                                          : Buffer("checksums", Device::cpu, kRing * all);
   }
+  if (training) find_experts();
   const DebugConfig& debug = config_.debug;
   if (device_ != Device::dry && (debug.blocking || debug.check_finite)) {
     debug_ = std::make_unique<DebugObserver>(
@@ -161,6 +167,43 @@ Engine::~Engine() {
     world_.interrupt(format("rank {} failed", world_.rank()));
   } catch (...) {  // what unwinds says more
   }
+}
+
+// Every stage's mixtures of experts follow from the config alone.
+void Engine::find_experts() {
+  const ModelConfig& m = config_.model;
+  const auto counted = static_cast<Index>(params_->counted().size());
+  if (!m.deepseek() || m.first_k_dense_replace >= m.num_hidden_layers + mtp_depths_) return;
+  const auto stages = partition(m, config_.training.sequence_length, static_cast<int>(config_.parallel.pipeline));
+  for (std::size_t stage = 0; stage < stages.size(); ++stage) {
+    const bool last = stage + 1 == stages.size();
+    if (static_cast<int>(stage) == at_.pipeline) expert_rows_before_ = static_cast<Index>(expert_layers_.size());
+    for (Index layer = stages[stage].end + (last ? mtp_depths_ : 0); layer-- > stages[stage].begin;)
+      if (layer >= m.first_k_dense_replace)
+        expert_layers_.push_back(static_cast<std::size_t>(layer - m.first_k_dense_replace));
+  }
+  const auto rows = static_cast<Index>(expert_layers_.size());
+  expert_stride_ = counted > 0 ? params_->flat_biases().size() / counted : (m.n_routed_experts + 63) / 64 * 64;
+  const auto bytes = static_cast<std::size_t>(rows * expert_stride_) * sizeof(float);
+  expert_tokens_ = Buffer("experts' tokens", device_, bytes);
+  expert_ring_ = device_ == Device::cuda ? Buffer::pinned("experts' tokens", kRing * bytes)
+                                         : Buffer("experts' tokens", Device::cpu, kRing * bytes);
+}
+
+void Engine::enqueue_expert_tokens() {
+  if (expert_layers_.empty()) return;
+  const auto rows = static_cast<Index>(expert_layers_.size());
+  const Tensor all(expert_tokens_.data(), DType::f32, device_, {rows * expert_stride_});
+  const FlatRange& own = params_->flat_biases();
+  // Every tensor rank counts the same tokens.
+  if (own.size() < all.dim(0) || at_.tensor != 0) launch(stream_, Fill{.y = all});
+  if (own.size() > 0 && at_.tensor == 0) {
+    const Index begin = expert_rows_before_ * expert_stride_;
+    launch(stream_,
+           Copy{.y = all.slice(0, begin, begin + own.size()), .x = params_->gradient().slice(0, own.begin, own.end)});
+  }
+  if (groups_.model->size() > 1) groups_.model->all_reduce(stream_, all);
+  download(stream_, expert_tokens_of(enqueued_), all);
 }
 
 // Passes can be recorded when every group that they use enqueues its work.
@@ -210,13 +253,14 @@ std::string Engine::tune(const std::string& known) {
     host.targets[i] = host.tokens[i];
     host.loss_weights[i] = 1.0f;
   }
+  host.predict_further(mtp_depths_);
   // With an operand for every key to be seen, so that the kernels are those of the job's own batches.
   if (config_.data.document_mask) host.first_keys.resize(host.tokens.size());
   const Batch batch = host.view();
   const std::vector<Batch> batches(static_cast<std::size_t>(shape.micro_batches), batch);
   const bool graphs = std::exchange(graphs_, false);
   // Twice at most: an accumulating product is met with the second micro-batch.
-  gradients(batches, static_cast<double>(rows * shape.micro_batches), false);
+  gradients(batches, {static_cast<double>(rows * shape.micro_batches), mtp_tokens(batches)}, false);
   graphs_ = graphs;
   settings.tune = false;
   stream_.set_settings(settings);
@@ -274,12 +318,7 @@ void Engine::run_checks(std::span<const Batch> micro_batches, const StepChecks& 
     if (compute.dtype == DType::bf16) sum_bits(2, {params_->biases()});
   }
   if (checks.recompute) {
-    execute(single_program_, *stage_, *groups_.pipeline, stream_, micro_batches.first(1),
-            {.mode = Mode::train,
-             .seed = config_.run.seed,
-             .loss_scale = loss_scale_,
-             .loss = result_.slice(0, 1, 2),
-             .sample_share = sample_share(micro_batches)});
+    execute(single_program_, *stage_, *groups_.pipeline, stream_, micro_batches.first(1), train_options(micro_batches));
     sum_bits(0, {params_->gradient()});
   }
   if (timed)
@@ -288,32 +327,56 @@ void Engine::run_checks(std::span<const Batch> micro_batches, const StepChecks& 
     check_seconds_[at] = system_clock().now() - begin;
 }
 
-void Engine::enqueue_gradients(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop,
-                               const StepLimits& limits, const StepChecks& checks) {
+std::vector<float> Engine::loss_scales(const ValidTokens& valid_tokens) const {
+  check(mtp_depths_ == 0 || static_cast<Index>(valid_tokens.mtp.size()) == mtp_depths_,
+        "valid tokens of {} depths of multi-token prediction, the model has {}", valid_tokens.mtp.size(), mtp_depths_);
+  std::vector<float> scales{static_cast<float>(1.0 / valid_tokens.next)};
+  for (Index k = 0; k < mtp_depths_; ++k) {
+    const double tokens = valid_tokens.mtp[static_cast<std::size_t>(k)];  // none at all in very short sequences
+    scales.push_back(tokens > 0 ? static_cast<float>(mtp_loss_weight_ / (static_cast<double>(mtp_depths_) * tokens))
+                                : 0.0f);
+  }
+  return scales;
+}
+
+PassOptions Engine::train_options(std::span<const Batch> micro_batches) const {
+  Index samples = 0;
+  for (const Batch& b : micro_batches) samples += b.batch;
+  const auto depths = static_cast<double>(std::max<Index>(1, mtp_depths_));
+  return {.mode = Mode::train,
+          .seed = config_.run.seed,
+          .loss_scale = loss_scales_.slice(0, 0, 1),
+          .loss = result_.slice(0, 1, 2),
+          .mtp_loss_scales = loss_scales_.slice(0, 1, 1 + mtp_depths_),
+          .mtp_losses = result_.slice(0, 2, 2 + mtp_depths_),
+          .mtp_share = mtp_depths_ > 0 ? static_cast<float>(mtp_loss_weight_ / depths) : 0.0f,
+          .sample_share = 1.0f / static_cast<float>(samples * groups_.replica->size())};
+}
+
+void Engine::enqueue_gradients(std::span<const Batch> micro_batches, const ValidTokens& valid_tokens, double lr,
+                               bool stop, const StepLimits& limits, const StepChecks& checks) {
   check(use_ == EngineUse::training, "a step of an engine that does not train");
   check(enqueued_ - taken_ < kRing - 1, "{} steps wait for their result to be taken", enqueued_ - taken_);
   Exchange& ring = exchange(enqueued_);
   valid_tokens_[enqueued_ % kRing] = valid_tokens;
-  ring = {.vote = stop ? 1.0 : 0.0, .lr = static_cast<float>(lr), .loss_scale = static_cast<float>(1.0 / valid_tokens)};
+  ring = {.vote = stop ? 1.0 : 0.0, .lr = static_cast<float>(lr)};
+  std::ranges::copy(loss_scales(valid_tokens), ring.loss_scales);
   ring.limits[0] = limits.grad_norm * limits.grad_norm;
-  ring.limits[1] = limits.loss * valid_tokens;
-  const Tensor norm = result_.slice(0, 0, 1), loss = result_.slice(0, 1, 2), votes = result_.slice(0, 2, 3),
-               bad = result_.slice(0, 3, 4);
+  ring.limits[1] = limits.loss * valid_tokens.next;
+  const Index end = result_.dim(0);
+  const Tensor norm = result_.slice(0, 0, 1), votes = result_.slice(0, end - 2, end - 1),
+               bad = result_.slice(0, end - 1, end);
   upload(stream_, votes, &ring.vote);
   upload(stream_, optimizer_->lr(), &ring.lr);
-  upload(stream_, loss_scale_, &ring.loss_scale);
+  upload(stream_, loss_scales_, ring.loss_scales);
   upload(stream_, optimizer_->limits(), ring.limits);
   run_checks(micro_batches, checks);
   optimizer_->check_weights(stream_, bad);
-  launch(stream_, Fill{.y = loss});
-  PassOptions options{.mode = Mode::train,
-                      .seed = config_.run.seed,
-                      .loss_scale = loss_scale_,
-                      .loss = loss,
-                      .sample_share = sample_share(micro_batches),
-                      .graphs = graphs_,
-                      .layer_done = layer_done_,
-                      .reserved_multiprocessors = kGradientBlocks};
+  launch(stream_, Fill{.y = losses()});
+  PassOptions options = train_options(micro_batches);
+  options.graphs = graphs_;
+  options.layer_done = layer_done_;
+  options.reserved_multiprocessors = kGradientBlocks;
   bool overlapped = overlaps();
   if (checks.recompute) {
     options.backward_done = [&, first = true]() mutable {
@@ -332,10 +395,11 @@ void Engine::enqueue_gradients(std::span<const Batch> micro_batches, double vali
   const int block = at_.data / static_cast<int>(config_.parallel.expert);
   const bool first = groups_.replica->rank() == 0, first_block = block == 0 && at_.context == 0;
   optimizer_->squared_norm(stream_, norm, bad, !experts_ || first, !experts_ || first_block);
-  // Every tensor rank has computed the loss: one of them counts.
-  if (at_.tensor != 0) launch(stream_, Fill{.y = loss});
-  if (groups_.replica->size() > 1) groups_.replica->all_reduce(stream_, result_.slice(0, experts_ ? 0 : 1, 4));
+  // Every tensor rank has computed the losses: one of them counts.
+  if (at_.tensor != 0) launch(stream_, Fill{.y = losses()});
+  if (groups_.replica->size() > 1) groups_.replica->all_reduce(stream_, result_.slice(0, experts_ ? 0 : 1, end));
   if (groups_.model->size() > 1) groups_.model->all_reduce(stream_, result_);
+  enqueue_expert_tokens();
   if (!checks.any()) return;
   const Index n = static_cast<Index>(kRankSums) * world_.size();
   const Tensor all(all_sums_.data(), DType::i64, device_, {n});
@@ -343,24 +407,11 @@ void Engine::enqueue_gradients(std::span<const Batch> micro_batches, double vali
   download(stream_, sums_of(enqueued_), all);
 }
 
-float Engine::sample_share(std::span<const Batch> micro_batches) const {
-  Index samples = 0;
-  for (const Batch& b : micro_batches) samples += b.batch;
-  return 1.0f / static_cast<float>(samples * groups_.replica->size());
-}
-
-void Engine::local_gradients(std::span<const Batch> micro_batches, double valid_tokens) {
-  const auto scale = static_cast<float>(1.0 / valid_tokens);
-  const Tensor loss = result_.slice(0, 1, 2);
+void Engine::local_gradients(std::span<const Batch> micro_batches, const ValidTokens& valid_tokens) {
   stream_.synchronize();
-  upload_now(loss_scale_, &scale);
-  launch(stream_, Fill{.y = loss});
-  execute(train_program_, *stage_, *groups_.pipeline, stream_, micro_batches,
-          {.mode = Mode::train,
-           .seed = config_.run.seed,
-           .loss_scale = loss_scale_,
-           .loss = loss,
-           .sample_share = sample_share(micro_batches)});
+  upload_now(loss_scales_, loss_scales(valid_tokens).data());
+  launch(stream_, Fill{.y = losses()});
+  execute(train_program_, *stage_, *groups_.pipeline, stream_, micro_batches, train_options(micro_batches));
   stream_.synchronize();
 }
 
@@ -386,13 +437,19 @@ StepResult Engine::take_result() {
   }
   const Exchange& ring = exchange(taken_);
   const double* const r = ring.result;
+  const double votes = r[2 + mtp_depths_], bad = r[3 + mtp_depths_];
+  const ValidTokens& valid = valid_tokens_[taken_ % kRing];
+  double mtp_loss = 0;
+  for (Index k = 0; k < mtp_depths_; ++k)
+    mtp_loss += r[2 + k] / std::max(1.0, valid.mtp[static_cast<std::size_t>(k)]) / static_cast<double>(mtp_depths_);
   // As UpdateScalars decides.
-  StepResult result{.loss = r[1] / valid_tokens_[taken_ % kRing],
+  StepResult result{.loss = r[1] / valid.next,
+                    .mtp_loss = mtp_loss,
                     .grad_norm = std::sqrt(r[0]),
-                    .finite = r[0] >= 0 && r[0] <= kMostSquaredNorm && std::fabs(r[1]) <= kMostLoss && r[3] == 0,
-                    .weights_good = r[3] == 0,
+                    .finite = r[0] >= 0 && r[0] <= kMostSquaredNorm && std::fabs(r[1]) <= kMostLoss && bad == 0,
+                    .weights_good = bad == 0,
                     .within = r[0] <= ring.limits[0] && r[1] <= ring.limits[1],
-                    .stop = r[2] > 0,
+                    .stop = votes > 0,
                     .updates = ring.updates[0]};
   if (checked_[taken_ % kRing]) {
     const std::int64_t* const sums = sums_of(taken_);
@@ -401,28 +458,34 @@ StepResult Engine::take_result() {
     result.check_seconds =
         device_ == Device::cuda ? check_end_[at].seconds_since(check_begin_[at]) : check_seconds_[at];
   }
+  if (device_ != Device::dry) result.expert_tokens.resize(expert_layers_.size());
+  for (std::size_t row = 0; row < result.expert_tokens.size(); ++row) {
+    const float* const tokens = expert_tokens_of(taken_) + static_cast<Index>(row) * expert_stride_;
+    result.expert_tokens[expert_layers_[row]].assign(tokens, tokens + config_.model.n_routed_experts);
+  }
   ++taken_;
   return device_ == Device::dry ? StepResult{} : result;
 }
 
-void Engine::enqueue_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop,
+void Engine::enqueue_step(std::span<const Batch> micro_batches, const ValidTokens& valid_tokens, double lr, bool stop,
                           const StepLimits& limits, const StepChecks& checks) {
   enqueue_gradients(micro_batches, valid_tokens, lr, stop, limits, checks);
   stream_.set_place({.phase = "optimizer"});
   if (const gpu::Event* event = std::exchange(update_after_, nullptr)) queue_->wait(*event);
-  optimizer_->step(stream_, result_.slice(0, 0, 1), result_.slice(0, 1, 2), result_.slice(0, 3, 4),
+  optimizer_->step(stream_, result_.slice(0, 0, 1), result_.slice(0, 1, 2),
+                   result_.slice(0, result_.dim(0) - 1, result_.dim(0)),
                    config_.model.type == "deepseek_v3" ? static_cast<float>(config_.moe.bias_update_rate) : 0.0f);
   stream_.set_place({});
   enqueue_result();
 }
 
-StepResult Engine::train_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop,
-                              const StepLimits& limits, const StepChecks& checks) {
+StepResult Engine::train_step(std::span<const Batch> micro_batches, const ValidTokens& valid_tokens, double lr,
+                              bool stop, const StepLimits& limits, const StepChecks& checks) {
   enqueue_step(micro_batches, valid_tokens, lr, stop, limits, checks);
   return take_result();
 }
 
-StepResult Engine::gradients(std::span<const Batch> micro_batches, double valid_tokens, bool stop) {
+StepResult Engine::gradients(std::span<const Batch> micro_batches, const ValidTokens& valid_tokens, bool stop) {
   enqueue_gradients(micro_batches, valid_tokens, 0, stop, {}, {});
   enqueue_result();
   return take_result();
@@ -515,10 +578,12 @@ std::vector<MemoryRow> Engine::memory() const {
                               {"device batches", s.batch * slots},
                               {"constants", s.constants},
                               {"scalars", kScalarBytes},
+                              {"experts' tokens", expert_tokens_.bytes()},
                               {"communication", communication, gpu}};
   std::erase_if(rows, [](const MemoryRow& r) {
-    return r.bytes == 0 && (r.purpose == "master" || r.purpose == "gradients" || r.purpose == "optimizer" ||
-                            r.purpose == "device batches" || r.purpose == "constants");
+    return r.bytes == 0 &&
+           (r.purpose == "master" || r.purpose == "gradients" || r.purpose == "optimizer" ||
+            r.purpose == "device batches" || r.purpose == "constants" || r.purpose == "experts' tokens");
   });
   return rows;
 }

@@ -14,6 +14,7 @@
 #include "lib/core/gpu.h"
 #include "lib/core/stream.h"
 #include "lib/layers/expert_exchange.h"
+#include "lib/layers/mtp_targets.h"
 #include "lib/optim/optimizer.h"
 #include "lib/optim/param_arena.h"
 #include "lib/pipeline/executor.h"
@@ -45,12 +46,15 @@ struct MemoryRow {
 
 struct StepResult {
   double loss = 0;           // mean over the valid tokens of the step
+  double mtp_loss = 0;       // of multi-token prediction: mean over its depths of each one's mean; 0 without
   double grad_norm = 0;      // before clipping
   bool finite = true;        // loss, norm and weights; false: the update was not applied, on any rank
   bool weights_good = true;  // those that the step began with
   bool within = true;        // the limits; false: as for finite
   bool stop = false;         // a rank asked to stop
   std::int64_t updates = 0;  // applied so far, this step's included
+  // Tokens of each expert, all data ranks' together: one row a mixture of experts in the model's order.
+  std::vector<std::vector<float>> expert_tokens;
   // When the step was checked, kRankSums sums a rank, in order of ranks: the gradient of the first micro-batch,
   // computed twice, and the state that the step began with, without and of experts that are spread over ranks. Those
   // not asked for are 0.
@@ -95,22 +99,24 @@ class Engine {
   void set_updates(std::int64_t applied) { optimizer_->set_updates(applied); }
 
   // Enqueues one optimizer step over this data rank's micro-batches (step_shape().micro_batches of them, in host
-  // memory, page-locked for CUDA, unchanged until its result was taken). `valid_tokens` is the global sum of loss
+  // memory, page-locked for CUDA, unchanged until its result was taken). `valid_tokens` are the global sums of loss
   // weights. `stop` is this rank's vote. A loss or norm beyond `limits` (the same on every rank) leaves the update out.
   // At most two steps may be without their result taken.
-  void enqueue_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop,
+  void enqueue_step(std::span<const Batch> micro_batches, const ValidTokens& valid_tokens, double lr, bool stop,
                     const StepLimits& limits = {}, const StepChecks& checks = {});
   // The result of the oldest step not yet asked for; waits for it.
   StepResult take_result();
   // Steps that may be under way while the next is enqueued: 0 on the CPU, where enqueueing is running.
   std::size_t lag() const { return device_ == Device::cuda ? 1 : 0; }
   // Both of them.
-  StepResult train_step(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop,
+  StepResult train_step(std::span<const Batch> micro_batches, const ValidTokens& valid_tokens, double lr, bool stop,
                         const StepLimits& limits = {}, const StepChecks& checks = {});
   // The phases of a step before the update: gradients reduced, norm and loss known on every rank.
-  StepResult gradients(std::span<const Batch> micro_batches, double valid_tokens, bool stop);
+  StepResult gradients(std::span<const Batch> micro_batches, const ValidTokens& valid_tokens, bool stop);
   // Forward and backward alone: gradients are this rank's own, not reduced. Collective over stages and tensor ranks.
-  void local_gradients(std::span<const Batch> micro_batches, double valid_tokens);
+  void local_gradients(std::span<const Batch> micro_batches, const ValidTokens& valid_tokens);
+  // The weight of the further tokens' loss in steps that are enqueued from now on; at first mtp.loss_weight.
+  void set_mtp_loss_weight(double weight) { mtp_loss_weight_ = weight; }
   // The sum of weight * negative log likelihood over the micro-batches of all data ranks.
   double evaluate(std::span<const Batch> micro_batches);
   // The same for each sample of the step: of data rank 0's micro-batches in their order, then of data rank 1's, ... On
@@ -150,18 +156,21 @@ class Engine {
   // What the host hands to a step and what it gets back; page-locked on CUDA.
   struct Exchange {
     double vote = 0;
-    double result[4] = {};
+    double result[4 + kMostMtpDepths] = {};
     double limits[2] = {};
     std::int64_t updates[2] = {};
     float lr = 0;
-    float loss_scale = 0;
+    float loss_scales[1 + kMostMtpDepths] = {};
   };
   static constexpr std::size_t kRing = 3;
   Exchange& exchange(std::size_t step) { return *reinterpret_cast<Exchange*>(ring_.data() + step % kRing * 256); }
-  void enqueue_gradients(std::span<const Batch> micro_batches, double valid_tokens, double lr, bool stop,
+  void enqueue_gradients(std::span<const Batch> micro_batches, const ValidTokens& valid_tokens, double lr, bool stop,
                          const StepLimits& limits, const StepChecks& checks);
-  // 1 / samples of a step of which this rank has these.
-  float sample_share(std::span<const Batch> micro_batches) const;
+  // 1 / valid tokens, then of each depth of multi-token prediction its weight over its valid tokens.
+  std::vector<float> loss_scales(const ValidTokens& valid_tokens) const;
+  // Of a training pass: the losses' scales and places, shares of sequence-wise losses.
+  PassOptions train_options(std::span<const Batch> micro_batches) const;
+  Tensor losses() const { return result_.slice(0, 1, 2 + mtp_depths_); }
   void enqueue_result();
   void run_checks(std::span<const Batch> micro_batches, const StepChecks& checks);
   void sum_bits(std::size_t which, std::initializer_list<Tensor> tensors);
@@ -170,6 +179,12 @@ class Engine {
            step % kRing * kRankSums * static_cast<std::size_t>(world_.size());
   }
   void reduce_ready(std::size_t layer);
+  void find_experts();
+  // The experts' tokens of all stages to the host.
+  void enqueue_expert_tokens();
+  float* expert_tokens_of(std::size_t step) {
+    return reinterpret_cast<float*>(expert_ring_.data() + step % kRing * expert_tokens_.bytes());
+  }
   void check_recordable();
 
   Config config_;
@@ -189,17 +204,23 @@ class Engine {
   std::unique_ptr<ParamArena> params_;
   Arena scalars_;
   std::unique_ptr<Optimizer> optimizer_;
-  Tensor result_;     // (4) f64: squared norm, loss sum, stop votes, ranks with bad weights
+  // (4 + depths) f64: squared norm, loss sum, those of each depth of multi-token prediction, stop votes, ranks with bad
+  // weights.
+  Tensor result_;
   Tensor sums_;       // (kRankSums) i64: StepResult::sums of this rank
   Buffer all_sums_;   // (ranks, kRankSums) i64
   Buffer sums_ring_;  // of the host
+  // Counts of all mixtures of experts, as the stages' ParamArenas have them one after another: rows of expert_stride_.
+  Buffer expert_tokens_, expert_ring_;
+  std::vector<std::size_t> expert_layers_;  // of each row, its place among the model's mixtures of experts
+  Index expert_stride_ = 0, expert_rows_before_ = 0;
   std::array<bool, kRing> checked_{};
   std::array<double, kRing> check_seconds_{};        // CPU
   std::vector<gpu::Event> check_begin_, check_end_;  // CUDA
-  Tensor loss_scale_;                                // (1) f32
+  Tensor loss_scales_;                               // (1 + depths) f32
   Buffer ring_;
   std::vector<gpu::Event> done_;  // one a place of the ring; CUDA
-  std::array<double, kRing> valid_tokens_{};
+  std::vector<ValidTokens> valid_tokens_ = std::vector<ValidTokens>(kRing, ValidTokens(0));
   std::size_t enqueued_ = 0, taken_ = 0;  // steps
   const gpu::Event* update_after_ = nullptr;
   bool graphs_ = false;
@@ -213,6 +234,8 @@ class Engine {
   std::function<void(std::size_t)> layer_done_;
   Program train_program_, single_program_, eval_program_, decode_program_;
   EngineUse use_;
+  Index mtp_depths_ = 0;  // that this engine trains
+  double mtp_loss_weight_ = 0;
 };
 
 // The pipeline program of a job's training step, for all stages.

@@ -67,7 +67,8 @@ BatchPlan data_plan(const Config& config, const Coordinates& at, Index end, bool
           .data_rank = at.data,
           .end = end,
           .pinned = pinned,
-          .document_mask = config.data.document_mask};
+          .document_mask = config.data.document_mask,
+          .mtp_depths = end < 0 ? config.model.num_nextn_predict_layers : 0};
 }
 
 Evaluator::Evaluator(const Config& config, const Files& files, const Clock& clock, Engine& engine)

@@ -45,7 +45,7 @@ std::vector<std::string> describe_sources(const Config& config, const TokenSourc
 // Throws Error{data} unless data.tokenizer, when given, is the tokenizer that made the token files `info` is of.
 void check_tokenizer(const Config& config, const Files& files, const TokenFileInfo& info, const std::string& tokens);
 // The share of a data rank in a step of the job; `end`: samples at and past it are padding, -1: none. `pinned`: for a
-// GPU to copy from.
+// GPU to copy from. Only training, without an end, predicts further tokens.
 BatchPlan data_plan(const Config& config, const Coordinates& at, Index end, bool pinned);
 
 }  // namespace dstrain

@@ -21,7 +21,7 @@ MeshSizes mesh_sizes(const ParallelConfig& p) {
 
 namespace {
 
-Batch dry_batch(const StepShape& plan, bool document_mask) {
+Batch dry_batch(const StepShape& plan, bool document_mask, Index mtp_depths = 0) {
   static std::byte nothing;  // an address for tensors that nobody reads
   const auto tensor = [&](Index n, DType t) { return Tensor(&nothing, t, Device::dry, {n}); };
   const Index rows = plan.micro_batch_size * plan.length;
@@ -33,6 +33,8 @@ Batch dry_batch(const StepShape& plan, bool document_mask) {
           .sample_ids = tensor(plan.micro_batch_size, DType::i64),
           .row_sample_ids = tensor(rows, DType::i64),
           .loss_weights = tensor(rows, DType::f32),
+          .mtp_targets = mtp_depths > 0 ? tensor(mtp_depths * rows, DType::i32).view({mtp_depths, rows}) : Tensor(),
+          .mtp_weights = mtp_depths > 0 ? tensor(mtp_depths * rows, DType::f32).view({mtp_depths, rows}) : Tensor(),
           .first_keys = document_mask ? tensor(rows, DType::i32) : Tensor()};
 }
 
@@ -42,8 +44,10 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device targ
   const auto world = World::dry(rank, mesh.ranks());
   Engine engine(config, *world, mesh, Device::dry, target, 1, {}, use);
   const StepShape batches = step_shape(config);
-  const std::vector<Batch> micro_batches(static_cast<std::size_t>(batches.micro_batches),
-                                         dry_batch(batches, config.data.document_mask));
+  const std::vector<Batch> micro_batches(
+      static_cast<std::size_t>(batches.micro_batches),
+      dry_batch(batches, config.data.document_mask,
+                use == EngineUse::training ? config.model.num_nextn_predict_layers : 0));
   RankPlan plan{
       .rank = rank,
       .at = mesh.coordinates(rank),
@@ -54,7 +58,8 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device targ
       .spread = engine.params().spread_parameters()};
   if (use == EngineUse::training) {
     engine.count_into(&plan.step);
-    engine.train_step(micro_batches, 1, 0, false);
+    const std::vector<double> one(static_cast<std::size_t>(config.model.num_nextn_predict_layers), 1.0);
+    engine.train_step(micro_batches, {1, one}, 0, false);
     engine.count_into(nullptr);
   }
   std::size_t decode_bytes = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "kernels/cpu/blas.h"
@@ -199,7 +200,6 @@ void Trainer::open_metrics() {
 
 void Trainer::print_start(const RankPlan& plan) {
   if (!first_rank_) return;
-  for (const std::string& note : config_.model.notes) log_->warn(note);
   const MeshSizes& m = engine_->mesh().sizes();
   const bool gpu = engine_->stream().device() == Device::cuda;
   log_->info(format("{}: {}, {} rank(s) of {} thread(s) on {}; {}{}; {} {} FLOP/s", config_.run.name, m.to_string(),
@@ -304,7 +304,10 @@ void Trainer::enqueue_step() {
   step.valid_tokens = data.valid_tokens;
   step.tokens = state_.tokens + data.valid_tokens;
   step.stall_seconds = std::exchange(pending_stall_, 0);
-  engine_->enqueue_step(data.batches, static_cast<double>(data.valid_tokens), step.lr, watch_.stop_requested(),
+  const MtpConfig& mtp = config_.mtp;
+  const bool late = mtp.change_after_tokens > 0 && state_.tokens >= mtp.change_after_tokens;
+  engine_->set_mtp_loss_weight(late ? mtp.loss_weight_after : mtp.loss_weight);
+  engine_->enqueue_step(data.batches, valid_tokens(data), step.lr, watch_.stop_requested(),
                         guard_.device_limits(step.step), checks_of(step.step));
   ++state_.step;
   state_.next_sample += config_.training.global_batch_size;
@@ -343,21 +346,34 @@ std::optional<StepRecord> Trainer::record_of_oldest() {
   checked_steps_ += result.sums.empty() ? 0 : 1;
   settled_at_ = now;
   watch_.step_took(seconds);
-  return StepRecord{.step = step.step,
-                    .tokens = step.tokens,
-                    .first_sample = step.first_sample,
-                    .samples = step.samples,
-                    .loss = result.loss,
-                    .grad_norm = result.grad_norm,
-                    .lr = step.lr,
-                    .seconds = seconds,
-                    .tokens_per_second = static_cast<double>(step.valid_tokens) / seconds,
-                    .mfu = flops_ / seconds / ceiling_,
-                    .mfu_full = flops_full_ / seconds / ceiling_,
-                    .loader_wait_seconds = step.wait_seconds,
-                    .checkpoint_stall_seconds = step.stall_seconds,
-                    .skipped = step.step - result.updates,
-                    .rollbacks = guard_.state().all_rollbacks};
+  std::vector<double> load;
+  std::vector<std::vector<std::int64_t>> tokens;
+  const Index every = config_.observe.expert_tokens_every;
+  for (const std::vector<float>& counts : result.expert_tokens) {
+    const double all = std::accumulate(counts.begin(), counts.end(), 0.0);
+    load.push_back(static_cast<double>(*std::max_element(counts.begin(), counts.end())) *
+                   static_cast<double>(counts.size()) / all);
+    if (every > 0 && step.step % every == 0) tokens.emplace_back(counts.begin(), counts.end());
+  }
+  return StepRecord{
+      .step = step.step,
+      .tokens = step.tokens,
+      .first_sample = step.first_sample,
+      .samples = step.samples,
+      .loss = result.loss,
+      .grad_norm = result.grad_norm,
+      .lr = step.lr,
+      .seconds = seconds,
+      .tokens_per_second = static_cast<double>(step.valid_tokens) / seconds,
+      .mfu = flops_ / seconds / ceiling_,
+      .mfu_full = flops_full_ / seconds / ceiling_,
+      .loader_wait_seconds = step.wait_seconds,
+      .checkpoint_stall_seconds = step.stall_seconds,
+      .skipped = step.step - result.updates,
+      .rollbacks = guard_.state().all_rollbacks,
+      .mtp_loss = config_.model.num_nextn_predict_layers > 0 ? std::optional(result.mtp_loss) : std::nullopt,
+      .expert_load = std::move(load),
+      .expert_tokens = std::move(tokens)};
 }
 
 void Trainer::evaluate() {

@@ -55,7 +55,7 @@ bool Trainer::accept(const UnderWay& step, const StepResult& result) {
 std::string Trainer::explain(const UnderWay& step, const Guard::Decision& decision) {
   Culprit culprit;
   if (decision.verdict == StepVerdict::nonfinite)
-    culprit = find_culprit(*engine_, *guard_groups_.control, step.data->batches, static_cast<double>(step.valid_tokens),
+    culprit = find_culprit(*engine_, *guard_groups_.control, step.data->batches, valid_tokens(*step.data),
                            engine_->lag() == 0);
   Agreement everyone(*guard_groups_.control, watch_.here());
   if (!first_rank_) return everyone.broadcast("");

@@ -1,6 +1,8 @@
 #include "lib/train/weights.h"
 
+#include <charconv>
 #include <set>
+#include <string_view>
 
 #include "lib/model/params.h"
 
@@ -13,6 +15,19 @@ bool harmless(const std::string& name) {
   for (const char* end : {".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "lm_head.weight"})
     if (name.ends_with(end)) return true;
   return false;
+}
+
+// Of a module of multi-token prediction that is off, or its copies of embedding and head.
+bool unused_mtp(const ModelConfig& config, const std::string& name) {
+  const std::string start = "model.layers.";
+  if (config.type != "deepseek_v3" || !name.starts_with(start)) return false;
+  const char* const digits = name.data() + start.size();
+  Index layer = -1;
+  const auto [end, error] = std::from_chars(digits, name.data() + name.size(), layer);
+  const std::string_view rest(end, name.data() + name.size());
+  if (error != std::errc() || layer < config.num_hidden_layers) return false;
+  return layer >= config.num_hidden_layers + config.num_nextn_predict_layers || rest == ".embed_tokens.weight" ||
+         rest == ".shared_head.head.weight";
 }
 
 std::string name_in_files(const SafetensorsModel& weights, const std::string& name) {
@@ -42,12 +57,18 @@ void load_weights(Engine& engine, const SafetensorsModel& weights) {
 
 void check_all_used(const ModelConfig& config, const SafetensorsModel& weights) {
   std::set<std::string> known;
-  build_stage(config, {.layers = {0, config.num_hidden_layers}}).visit([&](Param& param) {
+  const Index depths = config.num_nextn_predict_layers;
+  const std::string first = format("model.layers.{}.eh_proj.weight", config.num_hidden_layers);
+  require(
+      depths == 0 || weights.has(first), ExitCode::data,
+      "{}: no tensor '{}': the weights have no multi-token prediction; model.num_nextn_predict_layers=0 goes without",
+      config.weights, first);
+  build_stage(config, {.layers = {0, config.num_hidden_layers}, .mtp_depths = depths}).visit([&](Param& param) {
     for (const Piece& piece : param.pieces) known.insert(name_in_files(weights, piece.name));
   });
   for (const std::string& name : weights.names())
-    require(known.contains(name) || harmless(name), ExitCode::data, "{}: tensor '{}' has no place in the model",
-            weights.file_of(name).path(), name);
+    require(known.contains(name) || harmless(name) || unused_mtp(config, name), ExitCode::data,
+            "{}: tensor '{}' has no place in the model", weights.file_of(name).path(), name);
 }
 
 std::map<std::string, NamedTensor> gather_tensors(const StageModel& model,

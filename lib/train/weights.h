@@ -16,7 +16,8 @@ namespace dstrain {
 void load_weights(Engine& engine, const SafetensorsModel& weights);
 
 // Throws Error{data} when a tensor of the files has no place in the model and is none of the harmless ones (attention
-// masks, rotary tables, a tied head).
+// masks, rotary tables, a tied head, modules of multi-token prediction that are off and the copies of embedding and
+// head in those that are on).
 void check_all_used(const ModelConfig& config, const SafetensorsModel& weights);
 
 // A whole tensor of this rank in the file's shape, assembled from the pieces that the stage holds; elements that other

@@ -121,10 +121,15 @@ def test_text_to_text(d):
 
 def test_parity(d):
     """Reference results of transformers; a changed weight is noticed."""
-    for name in ("llama_tiny", "gpt2_tiny", "deepseek_v3_tiny", "deepseek_v2_lite_tiny"):
+    for name in ("llama_tiny", "gpt2_tiny", "deepseek_v3_tiny", "deepseek_v2_lite_tiny", "deepseek_v3_mtp_tiny"):
         for device in DEVICES:
             run("parity", SOURCE / "tests/golden" / name, "--device", device, "--tolerance",
                 {"cpu": 1e-5, "cuda": 1e-4}[device], says="pass")
+    pre_norm = SOURCE / "tests/golden/deepseek_v3_mtp_pre_tiny"
+    for device in DEVICES:
+        run("parity", pre_norm, "--device", device, "--tolerance", {"cpu": 1e-5, "cuda": 1e-4}[device], "mtp.input=pre_norm",
+            says="pass")
+    run("parity", pre_norm, code=1, says="FAIL")
     broken = d / "broken"
     shutil.copytree(SOURCE / "tests/golden/llama_tiny", broken)
     data = bytearray((broken / "model.safetensors").read_bytes())

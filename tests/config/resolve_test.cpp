@@ -245,7 +245,12 @@ TEST_CASE("explain prints type, range, default and meaning") {
         "observe: what else a run writes for people to look at\n"
         "observe.tensorboard\n"
         "  write every metric to event files under tensorboard/ in the run directory\n"
-        "  true or false; default false\n");
+        "  true or false; default false\n"
+        "observe.expert_tokens_every\n"
+        "  steps between lines of the metrics that hold the tokens of every single\n"
+        "  expert; 0: never\n"
+        "  integer in [0, 1000000000000]; default 100\n"
+        "  only for model.type deepseek_v2, deepseek_v3\n");
   CHECK_THAT(explain("guard"),
              Catch::Matchers::Contains("guard.on_spike\n") &&
                  Catch::Matchers::Contains("  one of abort, skip, rollback; default \"abort\"\n") &&

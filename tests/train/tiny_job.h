@@ -56,7 +56,7 @@ inline const std::vector<TinyModel>& tiny_models() {
        "v_head_dim: 5, first_k_dense_replace: 5, moe_intermediate_size: 8, n_routed_experts: 6, "
        "num_experts_per_tok: 2, n_group: 3, topk_group: 2, routed_scaling_factor: 2.5, max_position_embeddings: 17, "
        "rope_type: yarn, rope_factor: 2, rope_original_max_position_embeddings: 8, rope_mscale: 1, "
-       "rope_mscale_all_dim: 1, attention_bias: true, initializer_range: 0.2 }",
+       "rope_mscale_all_dim: 1, attention_bias: true, num_nextn_predict_layers: 1, initializer_range: 0.2 }",
        8,
        8,
        8,
@@ -72,6 +72,16 @@ inline const std::vector<TinyModel>& tiny_models() {
        3,
        9,
        {"model.num_experts_per_tok=5", "model.initializer_range=0.15"}},
+      {"deepseek_v3 that predicts two further tokens, tied",
+       "{ type: deepseek_v3, vocab_size: 331, hidden_size: 24, num_hidden_layers: 8, num_attention_heads: 8, "
+       "intermediate_size: 40, kv_lora_rank: 12, qk_nope_head_dim: 6, qk_rope_head_dim: 4, v_head_dim: 5, "
+       "first_k_dense_replace: 6, moe_intermediate_size: 8, n_routed_experts: 6, num_experts_per_tok: 2, "
+       "tie_word_embeddings: true, num_nextn_predict_layers: 2, initializer_range: 0.2 }",
+       8,
+       8,
+       8,
+       8,
+       {"model.num_experts_per_tok=6"}},
   };
   return models;
 }
@@ -124,18 +134,36 @@ class TinyData {
                           .sample_ids = tensor(memory.samples, DType::i64),
                           .row_sample_ids = tensor(memory.rows, DType::i64),
                           .loss_weights = tensor(memory.weights, DType::f32)});
+      if (const Index depths = config.model.num_nextn_predict_layers; depths > 0) {
+        const Index rows = batches_.back().rows();
+        memory.mtp_targets.resize(static_cast<std::size_t>(depths * rows));
+        memory.mtp_weights.resize(static_cast<std::size_t>(depths * rows));
+        batches_.back().mtp_targets = tensor(memory.mtp_targets, DType::i32).view({depths, rows});
+        batches_.back().mtp_weights = tensor(memory.mtp_weights, DType::f32).view({depths, rows});
+        fill_mtp(batches_.back());
+      }
     }
+    valid_.mtp.resize(static_cast<std::size_t>(config.model.num_nextn_predict_layers));
     for (Index s = 0; s < kSamples; ++s)
-      for (Index t = 0; t < kLength; ++t) valid_ += weight(step * kSamples + s, t);
+      for (Index t = 0; t < kLength; ++t) {
+        const Index sample = step * kSamples + s;
+        valid_.next += weight(sample, t);
+        for (std::size_t k = 0; k < valid_.mtp.size(); ++k) {
+          const Index at = t + static_cast<Index>(k) + 1;
+          if (at < kLength) valid_.mtp[k] += weight(sample, at);
+        }
+      }
   }
   std::span<const Batch> batches() const { return batches_; }
-  double valid() const { return valid_; }
+  const ValidTokens& valid() const { return valid_; }
 
  private:
   struct Memory {
     std::vector<std::int32_t> tokens, targets, positions;
     std::vector<std::int64_t> samples, rows;
     std::vector<float> weights;
+    std::vector<std::int32_t> mtp_targets;
+    std::vector<float> mtp_weights;
   };
   static std::int32_t token(Index sample, Index t) {
     const auto r = philox(99, "tokens")(static_cast<std::uint64_t>(sample), static_cast<std::uint64_t>(t));
@@ -147,13 +175,13 @@ class TinyData {
   }
   std::vector<Memory> tokens_;
   std::vector<Batch> batches_;
-  double valid_ = 0;
+  ValidTokens valid_{0};
 };
 
 // What a run of some steps leaves: gradients of step 0 by tensor name, each element from the rank that owns it.
 struct TinyResult {
   std::map<std::string, NamedTensor> gradients, weights;
-  std::vector<double> losses, norms;
+  std::vector<double> losses, norms, mtp_losses;
 };
 
 // Copies the elements that this rank owns into the whole tensors.
@@ -217,6 +245,7 @@ inline void run_tiny(World& world, const Config& config, int steps, int nudge, T
     if (world.rank() == 0) {
       result.losses.push_back(r.loss);
       result.norms.push_back(r.grad_norm);
+      result.mtp_losses.push_back(r.mtp_loss);
     }
   }
   const std::lock_guard lock(mutex);

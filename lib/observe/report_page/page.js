@@ -243,8 +243,12 @@ function build() {
   document.body.append(...header(), grid, readout);
   const keys = [...new Set(data.runs.flatMap((run) => Object.keys(run.series)))];
   const evals = keys.filter((key) => key.startsWith("eval_loss"));
-  addLines(grid, "Loss, nats a token", [{ key: "loss", label: "train" }, ...evals.map((key) =>
+  addLines(grid, "Loss, nats a token", [{ key: "loss", label: "train" }, { key: "mtp_loss", label: "further tokens" }, ...evals.map((key) =>
     ({ key, label: key === "eval_loss" ? "eval" : "eval " + key.slice(10), dots: true }))]);
+  const loads = keys.filter((key) => key.startsWith("expert_load."));
+  addLines(grid, "Experts' load, most over mean", loads.length <= 8
+    ? loads.map((key) => ({ key, label: "mixture " + key.slice(12) }))
+    : [{ key: "expert_load_max", label: "worst of all" }]);
   addLines(grid, "Learning rate", [{ key: "lr", label: "lr" }], { plot: { zero: true } });
   addLines(grid, "Gradient norm, before clipping", [{ key: "grad_norm", label: "norm" }]);
   addLines(grid, "Throughput, tokens a second", [{ key: "tokens_per_second", label: "tokens/s" }], { plot: { zero: true } });
@@ -254,8 +258,8 @@ function build() {
     { positive: true, plot: { kind: "stem" } });
   data.runs.forEach((run, r) => run.ranks.length && grid.append(memoryCard(run, r)));
   const parts = new Set(data.runs.flatMap((run) => (run.time ? run.time.names : [])).map((name) => name.replace(/ /g, "_") + "_seconds"));
-  const shown = new Set(["loss", "lr", "grad_norm", "tokens_per_second", "mfu", "mfu_full", "seconds", "tokens", "eval_tokens",
-    "eval_seconds", ...evals, ...parts]);
+  const shown = new Set(["loss", "lr", "grad_norm", "tokens_per_second", "mfu", "mfu_full", "seconds", "tokens", "eval_tokens", "mtp_loss",
+    "eval_seconds", "expert_load_max", ...loads, ...evals, ...parts]);
   // Updates are skipped in runs that go wrong: no plot of zeros.
   const idle = (key) => key === "skipped" && data.runs.every((run) => !run.series[key] || run.series[key].y.every((y) => y === 0));
   for (const key of keys) if (!shown.has(key) && !idle(key)) addLines(others, key, [{ key, label: key }]);
