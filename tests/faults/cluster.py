@@ -187,10 +187,14 @@ def wait_stopped(pid):
         time.sleep(0.0002)
 
 
-def write_job(directory, name, steps=24, extra="", shape="parallel: { data: 2, pipeline: 2 }"):
+LLAMA = ("{ type: llama, vocab_size: 300, hidden_size: 64, num_hidden_layers: 4, num_attention_heads: 4, num_key_value_heads: 2, "
+         "intermediate_size: 128 }")
+
+
+def write_job(directory, name, steps=24, extra="", shape="parallel: { data: 2, pipeline: 2 }", model=LLAMA):
     text = f"""
 run: {{ dir: {directory}/{name}, seed: 3, threads: 1, device: cpu }}
-model: {{ type: llama, vocab_size: 300, hidden_size: 64, num_hidden_layers: 4, num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 128 }}
+model: {model}
 data: {{ tokenizer: {directory}/tokenizer.json, train: ['{directory}/train-*.h5'], eval: ['{directory}/eval-*.h5'] }}
 training: {{ steps: {steps}, sequence_length: 64, global_batch_size: 16, micro_batch_size: 2 }}
 {shape}

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Starts that lack something, and sinks that fail: files, threads, memory, data; a full or closed log.
 
-    shortage_test.py DSTRAIN SOURCE_DIR files|threads|memory|data|sinks|resident [STEPS]"""
+    shortage_test.py DSTRAIN SOURCE_DIR files|threads|memory|data|sinks|resident|resident_experts [STEPS]"""
 import os
 import pathlib
 import resource
@@ -154,12 +154,27 @@ def test_sinks(d):
     print("log on a full device, closed terminal, rotated files: exit 0, the same bits")
 
 
+EXPERTS = ("{ type: deepseek_v3, vocab_size: 300, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, "
+           "intermediate_size: 64, kv_lora_rank: 16, qk_nope_head_dim: 8, qk_rope_head_dim: 8, v_head_dim: 16, "
+           "first_k_dense_replace: 1, moe_intermediate_size: 16, n_routed_experts: 64, num_experts_per_tok: 6, n_group: 8, "
+           "topk_group: 4, num_nextn_predict_layers: 1 }")
+
+
 def test_resident(d, steps=1000):
     """Resident memory of a run: the second half of the steps takes no more than the first."""
     prepare(DSTRAIN, d)
-    path = write_job(d, "long", steps, shape=ALONE)
-    process = subprocess.Popen([DSTRAIN, "train", str(path), "checkpoint.every=100", "eval.every=100", "model.hidden_size=32",
-                                "model.intermediate_size=64", "training.sequence_length=32"], env=ENV, stdout=subprocess.DEVNULL,
+    resident(d, steps, write_job(d, "long", steps, shape=ALONE), "model.hidden_size=32", "model.intermediate_size=64")
+
+
+def test_resident_experts(d, steps=1000):
+    """The same with 64 experts, six a token, and multi-token prediction."""
+    prepare(DSTRAIN, d)
+    resident(d, steps, write_job(d, "long", steps, shape=ALONE, model=EXPERTS))
+
+
+def resident(d, steps, path, *overrides):
+    process = subprocess.Popen([DSTRAIN, "train", str(path), "checkpoint.every=100", "eval.every=100",
+                                "training.sequence_length=32", *overrides], env=ENV, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
     samples = []
     metrics = d / "long" / "metrics.jsonl"
