@@ -247,8 +247,8 @@ TEST_CASE("explain prints type, range, default and meaning") {
         "  write every metric to event files under tensorboard/ in the run directory\n"
         "  true or false; default false\n"
         "observe.expert_tokens_every\n"
-        "  steps between lines of the metrics that hold the tokens of every single\n"
-        "  expert; 0: never\n"
+        "  steps between lines of the metrics that hold the tokens of every single "
+        "expert; 0: never\n"
         "  integer in [0, 1000000000000]; default 100\n"
         "  only for model.type deepseek_v2, deepseek_v3\n");
   CHECK_THAT(explain("guard"),
