@@ -147,3 +147,39 @@ TEST_CASE("over the ranks of a mesh each element of each tensor is owned once", 
           }
         }
 }
+
+TEST_CASE("DeepSeek-V3's module of multi-token prediction has the parameters of its files", "[model]") {
+  ModelConfig model;
+  model.type = "deepseek_v3";
+  model.vocab_size = 129280;
+  model.hidden_size = 7168;
+  model.num_hidden_layers = 61;
+  model.num_attention_heads = model.num_key_value_heads = 128;
+  model.head_dim = 192;
+  model.intermediate_size = 18432;
+  model.q_lora_rank = 1536;
+  model.kv_lora_rank = 512;
+  model.first_k_dense_replace = 3;
+  model.moe_intermediate_size = 2048;
+  model.n_routed_experts = 256;
+  model.num_experts_per_tok = 8;
+  model.n_group = 8;
+  model.topk_group = 4;
+  model.num_nextn_predict_layers = 1;
+  for (const int tensor : {1, 4}) {
+    Index module = 0, all = 0, biases = 0;
+    for (int rank = 0; rank < tensor; ++rank)
+      build_stage(model, {.layers = {0, 61}, .shard = {rank, tensor}, .mtp_depths = 1}).visit([&](Param& param) {
+        for (const Piece& p : param.pieces) {
+          if (!p.owned) continue;
+          all += p.extent.numel();
+          if (p.name.starts_with("model.layers.61.")) module += p.extent.numel();
+          if (p.name.ends_with("e_score_correction_bias")) biases += p.extent.numel();
+          if (p.name == "model.layers.61.eh_proj.weight") CHECK(p.global == Shape{7168, 14336});
+        }
+      });
+    CHECK(module == 11610068224);
+    CHECK(all - module == 671026404352 + 58 * 256);
+    CHECK(biases == 59 * 256);
+  }
+}
