@@ -108,29 +108,14 @@ double quantile(std::vector<double> values, double q) {
 }
 
 RunCommand add_bench(CLI::App& command) {
-  struct Row {
-    const char* name;
-    const char* help;
-    RunCommand (*add)(CLI::App&);
-  };
-  constexpr Row kRows[] = {
+  constexpr CommandRow kRows[] = {
       {"ops", "Every op, forward and backward, at the shapes of a job's step", add_bench_ops},
       {"step", "A training step on random tokens, and where its time goes", add_bench_step},
       {"checkpoint", "How long a save stops training, and how long it takes", add_bench_checkpoint},
       {"loader", "How long training waits for its data", add_bench_loader},
       {"tokenizer", "Megabytes and tokens a second and core", add_bench_tokenizer},
   };
-  command.require_subcommand(1);
-  std::vector<std::pair<const CLI::App*, RunCommand>> commands;
-  for (const Row& row : kRows) {
-    CLI::App* sub = command.add_subcommand(row.name, row.help);
-    commands.emplace_back(sub, row.add(*sub));
-  }
-  return [commands] {
-    for (const auto& [sub, run] : commands)
-      if (sub->parsed()) return run();
-    return ExitCode::usage;
-  };
+  return add_commands(command, kRows);
 }
 
 }  // namespace dstrain

@@ -1,14 +1,26 @@
 #pragma once
-// One function a subcommand: declares its options on `command` and returns what runs it. The table is in main.cpp.
+// One function a subcommand: declares its options on `command` and returns what runs it. The table is in
+// command_line.cpp.
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <span>
 
 #include "lib/core/errors.h"
 
 namespace dstrain {
 
 using RunCommand = std::function<ExitCode()>;
+
+struct CommandRow {
+  const char* name;
+  const char* help;
+  RunCommand (*add)(CLI::App&);
+};
+
+// Declares a subcommand a row, one of which is required. Returns what runs the one that was named; it may outlive
+// `command`.
+RunCommand add_commands(CLI::App& command, std::span<const CommandRow> rows);
 
 // As CLI::Range, which lets a NaN pass.
 inline CLI::Validator number_in(double least, double most) {

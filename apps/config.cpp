@@ -16,7 +16,7 @@ struct Options {
   std::string job, key;
   int ranks = 0;
   std::vector<std::string> overrides;
-  RunCommand chosen;
+  ExitCode (*run)(const Options&) = nullptr;
 };
 
 ExitCode print(const Options& o) {
@@ -41,25 +41,25 @@ RunCommand add_config(CLI::App& command) {
   show->add_option("job", o->job, "Job file")->required();
   show->add_option("overrides", o->overrides, "section.key=value");
   show->add_option("--ranks", o->ranks, "Ranks to resolve for; default: the fewest that the job allows");
-  show->final_callback([o] { o->chosen = [o] { return print(*o); }; });
+  show->final_callback([o] { o->run = print; });
 
   CLI::App* help = command.add_subcommand("explain", "Type, range, default and meaning of a key or a section");
   help->add_option("key", o->key, "section.key, or a section")->required();
   help->final_callback([o] {
-    o->chosen = [o] {
-      std::fputs(explain(o->key).c_str(), stdout);
+    o->run = [](const Options& x) {
+      std::fputs(explain(x.key).c_str(), stdout);
       return ExitCode::ok;
     };
   });
 
   CLI::App* schema = command.add_subcommand("schema", "JSON Schema of job files, for editors");
   schema->final_callback([o] {
-    o->chosen = [] {
+    o->run = [](const Options&) {
       std::fputs(json_schema().c_str(), stdout);
       return ExitCode::ok;
     };
   });
-  return [o] { return o->chosen(); };
+  return [o] { return o->run(*o); };
 }
 
 }  // namespace dstrain

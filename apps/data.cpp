@@ -7,12 +7,7 @@
 namespace dstrain {
 
 RunCommand add_data(CLI::App& command) {
-  struct Row {
-    const char* name;
-    const char* help;
-    RunCommand (*add)(CLI::App&);
-  };
-  constexpr Row kRows[] = {
+  constexpr CommandRow kRows[] = {
       {"tokenizer", "Train a byte-level BPE and write Hugging Face's tokenizer.json", add_data_tokenizer},
       {"tokenize", "Turn text into token files", add_data_tokenize},
       {"inspect", "Counts, lengths, checksums and samples of token files", add_data_inspect},
@@ -20,17 +15,7 @@ RunCommand add_data(CLI::App& command) {
       {"export", "Token files to those of llm.c or Megatron", add_data_export},
       {"locate", "Which documents a step of a run was trained on", add_data_locate},
   };
-  command.require_subcommand(1);
-  std::vector<std::pair<const CLI::App*, RunCommand>> commands;
-  for (const Row& row : kRows) {
-    CLI::App* sub = command.add_subcommand(row.name, row.help);
-    commands.emplace_back(sub, row.add(*sub));
-  }
-  return [commands] {
-    for (const auto& [sub, run] : commands)
-      if (sub->parsed()) return run();
-    return ExitCode::usage;
-  };
+  return add_commands(command, kRows);
 }
 
 }  // namespace dstrain

@@ -1,4 +1,4 @@
-// dstrain: the table of subcommands and the one catch.
+// dstrain: one catch around the command that the arguments ask for.
 
 #include <unistd.h>
 
@@ -7,54 +7,18 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <vector>
+#include <iostream>
 
-#include "apps/commands.h"
+#include "apps/command_line.h"
 #include "lib/comm/launcher.h"
-#include "lib/core/build.h"
 #include "lib/core/to_error.h"
 
 namespace dstrain {
 namespace {
 
-struct Command {
-  const char* name;
-  const char* help;
-  RunCommand (*add)(CLI::App&);
-};
-
-constexpr Command kCommands[] = {
-    {"train", "Train a job; resumes by itself when the run directory holds a checkpoint", add_train},
-    {"plan", "Print mesh, stages, memory, FLOPs and bubble of a job without running it", add_plan},
-    {"eval", "Loss of a run's newest checkpoint on its held-out data", add_eval},
-    {"generate", "Text from a prompt", add_generate},
-    {"data", "Raw text to a tokenizer and to token files", add_data},
-    {"config", "Print a resolved job, explain its keys, write its JSON Schema", add_config},
-    {"checkpoint", "List, verify and compare checkpoints", add_checkpoint},
-    {"parity", "Compare forward, backward and optimizer steps with reference results", add_parity},
-    {"report", "One HTML page with the plots of a run, or of several, to open in a browser", add_report},
-    {"schedule", "Draw a pipeline schedule, its bubble and its live activations", add_schedule},
-    {"bench", "Measure ops and training steps against their ceilings", add_bench},
-    {"doctor", "What this machine and build can do, and what is missing", add_doctor},
-};
-
 int run(int argc, char** argv) {
-  CLI::App app("dstrain trains language models on CPUs and GPUs, on one rank or many");
-  app.set_version_flag("--version", std::string("dstrain ") + build::version);
-  app.require_subcommand(1);
-  RunCommand chosen;
-  for (const Command& c : kCommands) {
-    CLI::App* command = app.add_subcommand(c.name, c.help);
-    RunCommand body = c.add(*command);
-    command->final_callback([body, &chosen] { chosen = body; });
-  }
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    const int code = app.exit(e);
-    return code == 0 ? 0 : static_cast<int>(ExitCode::usage);
-  }
-  return static_cast<int>(chosen());
+  const Asked asked = parse_command_line(argc, argv, std::cout, std::cerr);
+  return static_cast<int>(asked.command ? asked.command() : asked.code);
 }
 
 // The one message of a process that an exception ends. Takes no memory.
