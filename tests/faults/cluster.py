@@ -13,6 +13,8 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 
@@ -28,6 +30,24 @@ class Failed(Exception):
 def check(condition, message):
     if not condition:
         raise Failed(message)
+
+
+def messages(output):
+    """What dstrain says when it ends, of all that it printed."""
+    return [line for line in output.splitlines() if line.startswith("dstrain: ")]
+
+
+def main(tests, rounds, seed, arguments):
+    """Runs test_NAME(directory, rounds, seed) of `tests`, in a directory of its own: NAME [ROUNDS] [SEED]. `rounds` by name."""
+    name = arguments[0]
+    count = int(arguments[1]) if len(arguments) > 1 else rounds[name]
+    seed = int(arguments[2]) if len(arguments) > 2 else seed
+    with tempfile.TemporaryDirectory(prefix="dstrain-faults-") as directory:
+        try:
+            tests["test_" + name](pathlib.Path(directory), count, seed)
+        except Failed as e:
+            print(f"FAILED (seed {seed}): {e}")
+            sys.exit(1)
 
 
 def text_at(data, at):

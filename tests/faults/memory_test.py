@@ -8,14 +8,12 @@ One allocation fails, or every one from the n-th on. The run then ends with one 
 with the bits of an undisturbed one (a save, a line of metrics or of the log was given up); the checkpoint before is whole,
 and the next run goes on from it."""
 import os
-import pathlib
 import random
 import re
 import subprocess
 import sys
-import tempfile
 
-from cluster import ENV, Failed, check, check_equal, copy_run, dstrain_run, exit_file, prepare, records, write_job
+from cluster import ENV, check, check_equal, copy_run, dstrain_run, exit_file, main, messages, prepare, records, write_job
 
 DSTRAIN, LIBRARY = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[3])
 BEFORE, STEPS = 2, 5  # steps of the run that has begun, and of the whole
@@ -45,7 +43,7 @@ def one(directory, at, ranks, resume):
     done = run(path, at, report, ranks)
     story = f"allocation {at}{f' of rank {ranks - 1}' if ranks else ''}: exit {done.returncode}\n{done.stdout}{done.stderr}"
     story += report.read_text() if report.exists() else ""
-    said = [line for line in done.stderr.splitlines() if line.startswith("dstrain: ")]
+    said = messages(done.stderr)
     # mpirun returns the code of the rank that it saw first: the one that is short, or its peer, which lost it.
     check(done.returncode in ((0, 13, 11) if ranks else (0, 13)), story)
     check("terminate called" not in story and "Segmentation" not in story, story)
@@ -103,12 +101,4 @@ def test_ranks(directory, rounds, seed):
 
 
 if __name__ == "__main__":
-    name = sys.argv[4]
-    rounds = int(sys.argv[5]) if len(sys.argv) > 5 else {"threads": 40, "ranks": 8}[name]
-    seed = int(sys.argv[6]) if len(sys.argv) > 6 else 5
-    with tempfile.TemporaryDirectory(prefix="dstrain-memory-") as directory:
-        try:
-            globals()["test_" + name](pathlib.Path(directory), rounds, seed)
-        except Failed as e:
-            print(f"FAILED (seed {seed}): {e}")
-            sys.exit(1)
+    main(globals(), {"threads": 40, "ranks": 8}, 5, sys.argv[4:])

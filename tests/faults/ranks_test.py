@@ -5,14 +5,12 @@ on to the bits of one that was never disturbed.
     ranks_test.py DSTRAIN SOURCE_DIR kills|stops|launcher|inference [ROUNDS] [SEED]"""
 import contextlib
 import os
-import pathlib
 import random
 import signal
 import sys
-import tempfile
 import time
 
-from cluster import (Failed, Job, check, check_equal, copy_run, dstrain_run, exit_file, is_alive, prepare, write_job)
+from cluster import (Job, check, check_equal, copy_run, dstrain_run, exit_file, is_alive, main, messages, prepare, write_job)
 
 DSTRAIN = os.path.abspath(sys.argv[1])
 RANKS, STEPS = 4, 8
@@ -72,7 +70,7 @@ def one_fault(directory, whole, phase, victim, sign, rng):
                 os.kill(job.pids[victim], signal.SIGCONT)
                 os.kill(job.pids[victim], signal.SIGKILL)
         job.wait_gone(10)
-        said = [line for line in job.output.splitlines() if line.startswith("dstrain: ")]
+        said = messages(job.output)
         check(len(said) == 1, f"{len(said)} messages instead of one:\n{job.output}")
         check(f"dstrain: rank {victim} on host " in said[0], f"rank {victim} is not named: {said[0]}")
         check(f"last seen in {row.activity}" in said[0] and (not row.phase or phase == "start" or row.phase in said[0]),
@@ -160,7 +158,7 @@ def test_inference(directory, rounds, seed):
             if sign == signal.SIGKILL:
                 os.kill(job.pids[victim], sign)
             seconds = end_of(job, victim, sign == signal.SIGSTOP, LIMIT + 5 if sign == signal.SIGSTOP else KILLED)
-            said = [line for line in job.output.splitlines() if line.startswith("dstrain: ")]
+            said = messages(job.output)
             check(len(said) == 1 and f"dstrain: rank {victim} on host " in said[0], f"{command}: {job.output}")
             activity = {"eval": "evaluation 2", "generate": "generation"}[command]
             check(f"last seen in {activity}, forward" in said[0], said[0])
@@ -172,12 +170,4 @@ def test_inference(directory, rounds, seed):
 
 
 if __name__ == "__main__":
-    name = sys.argv[3]
-    rounds = int(sys.argv[4]) if len(sys.argv) > 4 else {"kills": 16, "stops": 8, "launcher": 2, "inference": 4}[name]
-    seed = int(sys.argv[5]) if len(sys.argv) > 5 else 7
-    with tempfile.TemporaryDirectory(prefix="dstrain-faults-") as directory:
-        try:
-            globals()["test_" + name](pathlib.Path(directory), rounds, seed)
-        except Failed as e:
-            print(f"FAILED (seed {seed}): {e}")
-            sys.exit(1)
+    main(globals(), {"kills": 16, "stops": 8, "launcher": 2, "inference": 4}, 7, sys.argv[3:])

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 
-from cluster import ENV, Failed, check, dstrain_run, exit_file, prepare, write_job
+from cluster import ENV, Failed, check, dstrain_run, exit_file, messages, prepare, write_job
 
 DSTRAIN = os.path.abspath(sys.argv[1])
 ALONE = "parallel: { data: 1 }"
@@ -24,7 +24,7 @@ def start(path, ranks, *overrides, limit="", code=13, user=None, timeout=120):
     wrap = ["sh", "-c", f'{limit}\nexec "$@"', "sh"] if limit else []
     command = (["mpirun", "--oversubscribe", "-n", str(ranks)] if ranks > 1 else []) + wrap + [DSTRAIN, "train", path, *overrides]
     done = subprocess.run(list(map(str, command)), env=ENV, capture_output=True, text=True, timeout=timeout, user=user)
-    said = [line for line in done.stderr.splitlines() if line.startswith("dstrain: ")]
+    said = messages(done.stderr)
     check(done.returncode == code, f"{limit or path} on {ranks}: exit {done.returncode}, expected {code}\n{done.stdout}{done.stderr}")
     check(code == 0 or len(said) == 1, f"{limit or path} on {ranks}: {len(said)} messages\n{done.stderr}")
     check("terminate called" not in done.stderr and "core dumped" not in done.stderr, done.stderr)
@@ -44,7 +44,7 @@ def test_files(d):
         path = write_job(d, f"files-{limit}", 2, shape=ALONE)
         done = subprocess.run(["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", DSTRAIN, "train", str(path)], env=ENV,
                               capture_output=True, text=True, timeout=60)
-        said = [line for line in done.stderr.splitlines() if line.startswith("dstrain: ")]
+        said = messages(done.stderr)
         check(done.returncode in counts, f"ulimit -n {limit}: exit {done.returncode}\n{done.stderr}")
         counts[done.returncode] += 1
         if done.returncode:
@@ -70,7 +70,7 @@ def test_threads(d):
             os.setuid(65534)
         done = subprocess.run([DSTRAIN, "train", str(path), "run.threads=4"], env=dict(ENV, OPENBLAS_NUM_THREADS="1"),
                               capture_output=True, text=True, timeout=60, preexec_fn=few)
-        said = [line for line in done.stderr.splitlines() if line.startswith("dstrain: ")]
+        said = messages(done.stderr)
         check(done.returncode in (0, 13), f"{limit} threads: exit {done.returncode}\n{done.stderr}")
         refused += done.returncode == 13
         if done.returncode:

@@ -4,14 +4,12 @@
     signals_test.py DSTRAIN SOURCE_DIR signals|second|lost [ROUNDS] [SEED]"""
 import json
 import os
-import pathlib
 import random
 import signal
 import sys
-import tempfile
 import time
 
-from cluster import (Failed, Job, check, check_equal, dstrain_run, exit_file, handles_signals, is_alive, prepare, write_job)
+from cluster import (Job, check, check_equal, dstrain_run, exit_file, handles_signals, is_alive, main, prepare, write_job)
 
 DSTRAIN = os.path.abspath(sys.argv[1])
 RANKS, STEPS = 4, 40
@@ -150,12 +148,4 @@ def test_lost(directory, rounds, seed):
 
 
 if __name__ == "__main__":
-    name = sys.argv[3]
-    rounds = int(sys.argv[4]) if len(sys.argv) > 4 else {"signals": 20, "second": 2, "lost": 3}[name]
-    seed = int(sys.argv[5]) if len(sys.argv) > 5 else 11
-    with tempfile.TemporaryDirectory(prefix="dstrain-signals-") as directory:
-        try:
-            globals()["test_" + name](pathlib.Path(directory), rounds, seed)
-        except Failed as e:
-            print(f"FAILED (seed {seed}): {e}")
-            sys.exit(1)
+    main(globals(), {"signals": 20, "second": 2, "lost": 3}, 11, sys.argv[3:])
