@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "apps/bench.h"
+#include "apps/bench_ops_deepseek.h"
 #include "apps/bench_ops_timer.h"
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
@@ -45,11 +46,11 @@ struct Dimensions {
         hidden(c.model.hidden_size),
         heads(c.model.num_attention_heads / c.parallel.tensor),
         kv_heads(std::max<Index>(1, c.model.num_key_value_heads / c.parallel.tensor)),
-        head(c.model.head_dim),
+        head(c.model.deepseek() ? c.model.v_head_dim : c.model.head_dim),
         inner(c.model.intermediate_size / c.parallel.tensor),
         vocabulary(up_to(c.model.vocab_size, 128 * c.parallel.tensor) / c.parallel.tensor),
         parameters(own_parameters),
-        llama(c.model.type == "llama"),
+        llama(c.model.type != "gpt2"),
         dropout(c.model.attn_pdrop > 0 ? static_cast<float>(c.model.attn_pdrop) : 0.0f) {
     // As the loss head cuts them.
     const Index most = std::max<Index>(128, (Index{1} << (device == Device::cuda ? 28 : 21)) / vocabulary);
@@ -306,6 +307,22 @@ void bench_optimizer(OpBench& bench, const Dimensions& d) {
   if (bench.device() == Device::cuda) bench.run(label + " split", [&](Operands& of) { return adamw(of, true, true); });
 }
 
+// Down and up to the latents of queries and keys, the heads, and the experts of a layer that has them.
+void bench_latent(OpBench& bench, const Config& config, const Dimensions& d) {
+  const ModelConfig& m = config.model;
+  const Index queries = d.heads * (m.qk_nope_head_dim + m.qk_rope_head_dim);
+  if (m.q_lora_rank > 0) {
+    bench_linear(bench, "q_a", d.rows, d.hidden, m.q_lora_rank, false, Gelu::none);
+    bench_linear(bench, "q_b", d.rows, m.q_lora_rank, queries, false, Gelu::none);
+  } else {
+    bench_linear(bench, "q", d.rows, d.hidden, queries, false, Gelu::none);
+  }
+  bench_linear(bench, "kv_a", d.rows, d.hidden, m.kv_lora_rank + m.qk_rope_head_dim, false, Gelu::none);
+  bench_linear(bench, "kv_b", d.rows, m.kv_lora_rank, d.heads * (m.qk_nope_head_dim + m.v_head_dim), false, Gelu::none);
+  bench_latent_attention(bench, config);
+  if (m.first_k_dense_replace < m.num_hidden_layers) bench_experts(bench, config);
+}
+
 struct Options {
   JobOptions job{.job = "configs/bench_cpu.yaml"};
   double seconds = 0.3;
@@ -330,12 +347,16 @@ ExitCode bench_ops(const Options& options) {
                        .dtype = config.precision.compute == "bfloat16" ? DType::bf16 : DType::f32,
                        .settings = compute_settings(config),
                        .seconds = options.seconds});
-  bench_linear(bench, "qkv", d.rows, d.hidden, d.qkv(), !d.llama, Gelu::none);
+  if (config.model.deepseek()) {
+    bench_latent(bench, config, d);
+  } else {
+    bench_linear(bench, "qkv", d.rows, d.hidden, d.qkv(), !d.llama, Gelu::none);
+    bench_attention(bench, d);
+  }
   bench_linear(bench, "out", d.rows, d.heads * d.head, d.hidden, !d.llama, Gelu::none);
   bench_linear(bench, "up", d.rows, d.hidden, d.up(), !d.llama, d.llama ? Gelu::none : Gelu::output);
   bench_linear(bench, "down", d.rows, d.inner, d.hidden, !d.llama, d.llama ? Gelu::none : Gelu::input);
   bench_linear(bench, "head", d.loss_rows, d.hidden, d.vocabulary, false, Gelu::none);
-  bench_attention(bench, d);
   bench_rows(bench, d);
   bench_activations(bench, d);
   bench_vocabulary(bench, d);

@@ -72,6 +72,13 @@ Tensor Operands::counting(Index n, Index each) {
   return t;
 }
 
+Tensor Operands::indices(const Shape& shape, const std::vector<std::int32_t>& values) {
+  const Tensor t = allocate(shape, DType::i32);
+  check(t.numel() == static_cast<Index>(values.size()), "{} indices for {}", values.size(), t.to_string());
+  upload_now(t, values.data());
+  return t;
+}
+
 Tensor Operands::values(const std::vector<float>& values) {
   const Tensor t = allocate({static_cast<Index>(values.size())}, DType::f32);
   upload_now(t, values.data());

@@ -24,6 +24,8 @@ class Operands {
   Tensor uniform(const Shape& shape, DType dtype, float low = -1, float high = 1);
   // (n) i32, random, below `bound`.
   Tensor integers(Index n, Index bound);
+  // i32, as given.
+  Tensor indices(const Shape& shape, const std::vector<std::int32_t>& values);
   // (n) i64: i / each.
   Tensor counting(Index n, Index each);
   // (n) f32
@@ -66,6 +68,8 @@ class OpBench {
     time(shape, make, fastest(), fast_state_);
   }
 
+  // The last row's median.
+  double last_seconds() const { return rows_.back().median; }
   // The rows so far: one object with the ceilings and an array of rows; seconds, FLOP/s, bytes/s.
   std::string json() const;
   // The libraries and kernels that ran.
