@@ -133,7 +133,7 @@ void bench_experts(OpBench& bench, const Config& config) {
   const std::string shape = format("({}, {}) of {}, {} wide", rows, top, all, inner);
   double seconds = 0, around = 0;  // of the layer; of router, order and sums in it
   const auto product = [&](const char* what, const auto& make) {
-    bench.run(format("{} {}", what, shape), make);
+    bench.run(what[0] == 0 ? shape : format("{} {}", what, shape), make);
     seconds += bench.last_seconds();
   };
   const auto other = [&](const auto& make) {
