@@ -182,6 +182,7 @@ class TinyData {
 struct TinyResult {
   std::map<std::string, NamedTensor> gradients, weights;
   std::vector<double> losses, norms, mtp_losses;
+  std::vector<std::vector<std::vector<float>>> expert_tokens;  // by step, mixture and expert
 };
 
 // Copies the elements that this rank owns into the whole tensors.
@@ -246,6 +247,7 @@ inline void run_tiny(World& world, const Config& config, int steps, int nudge, T
       result.losses.push_back(r.loss);
       result.norms.push_back(r.grad_norm);
       result.mtp_losses.push_back(r.mtp_loss);
+      result.expert_tokens.push_back(r.expert_tokens);
     }
   }
   const std::lock_guard lock(mutex);
