@@ -116,6 +116,36 @@ TEST_CASE("the ledger's FLOPs are the closed form's", "[plan]") {
   CHECK(std::fabs(qwen.flops_per_token / 9.52e9 - 1) < 0.01);
 }
 
+TEST_CASE("DeepSeek-V3's FLOPs a token at 4096, counted causal", "[plan]") {
+  const std::string path = std::string(DSTRAIN_SOURCE_DIR) + "/configs/deepseek_v3_671b.yaml";
+  const Config config = resolve(load_config(system_files(), path, {"training.global_batch_size=1"}), 16);
+  const Plan plan = make_plan(config, Device::cuda);
+  CHECK(std::fabs(plan.flops_per_token / 250.4e9 - 1) < 0.0005);
+  CHECK(plan.parameters == 671'026'404'352);
+  // Forward alone, over the stages.
+  static std::byte nothing;
+  const auto tensor = [](Index n, DType t) { return Tensor(&nothing, t, Device::dry, {n}); };
+  const Batch batch{.batch = 1,
+                    .length = 4096,
+                    .tokens = tensor(4096, DType::i32),
+                    .targets = tensor(4096, DType::i32),
+                    .positions = tensor(4096, DType::i32),
+                    .sample_ids = tensor(1, DType::i64),
+                    .row_sample_ids = tensor(4096, DType::i64),
+                    .loss_weights = tensor(4096, DType::f32)};
+  double forward = 0;
+  for (int stage = 0; stage < 16; ++stage) {
+    const auto world = World::dry(stage, 16);
+    Engine engine(config, *world, plan.mesh, Device::dry, Device::cuda, 1, {}, EngineUse::evaluation);
+    Ledger ledger;
+    engine.count_into(&ledger);
+    engine.evaluate({&batch, 1});
+    engine.count_into(nullptr);
+    forward += ledger.total().flops;
+  }
+  CHECK(std::fabs(forward / 4096 / 83.5e9 - 1) < 0.0005);
+}
+
 TEST_CASE("tensor and pipeline ranks share the model's FLOPs and parameters", "[plan]") {
   const TinyModel& model = tiny_models()[2];
   const Plan one = make_plan(tiny_job(model.yaml, 1, 1, 1, 4), Device::cpu);
