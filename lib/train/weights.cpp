@@ -2,8 +2,8 @@
 
 #include <charconv>
 #include <set>
-#include <string_view>
 
+#include "lib/model/file_tensors.h"
 #include "lib/model/params.h"
 
 namespace dstrain {
@@ -17,18 +17,18 @@ bool harmless(const std::string& name) {
   return false;
 }
 
-// Of a module of multi-token prediction that is off, or its copies of embedding and head.
+// Of a module of multi-token prediction that is off.
 bool unused_mtp(const ModelConfig& config, const std::string& name) {
   const std::string start = "model.layers.";
   if (config.type != "deepseek_v3" || !name.starts_with(start)) return false;
   const char* const digits = name.data() + start.size();
   Index layer = -1;
   const auto [end, error] = std::from_chars(digits, name.data() + name.size(), layer);
-  const std::string_view rest(end, name.data() + name.size());
-  if (error != std::errc() || layer < config.num_hidden_layers) return false;
-  return layer >= config.num_hidden_layers + config.num_nextn_predict_layers || rest == ".embed_tokens.weight" ||
-         rest == ".shared_head.head.weight";
+  return error == std::errc() && end != name.data() + name.size() && *end == '.' &&
+         layer >= config.num_hidden_layers + config.num_nextn_predict_layers;
 }
+
+}  // namespace
 
 std::string name_in_files(const SafetensorsModel& weights, const std::string& name) {
   const std::string prefix = "transformer.";
@@ -37,25 +37,22 @@ std::string name_in_files(const SafetensorsModel& weights, const std::string& na
   return name;
 }
 
-}  // namespace
-
 void load_weights(Engine& engine, const SafetensorsModel& weights) {
   engine.stage().model().visit([&](Param& param) {
     std::vector<float> master(static_cast<std::size_t>(param.numel()));  // padding: zeros
+    std::vector<float> values;
     for (const Piece& piece : param.pieces) {
       const std::string name = name_in_files(weights, piece.name);
-      const SafetensorsFile& file = weights.file_of(name);
-      const Shape& shape = file.entry(name).shape;
-      require(shape == piece.global, ExitCode::data, "{}: tensor '{}' has shape {}, the model's is {}", file.path(),
-              name, shape.to_string(), piece.global.to_string());
-      const std::vector<float> values = file.read_f32(name, piece.offset, piece.extent);
+      weights.require_shape(name, piece.global);
+      values.resize(static_cast<std::size_t>(piece.extent.numel()));
+      weights.read(name, piece.offset, piece.extent, values);
       scatter_piece(param, piece, values.data(), master.data());
     }
     engine.write(param, Role::weight, master);
   });
 }
 
-void check_all_used(const ModelConfig& config, const SafetensorsModel& weights) {
+Index check_all_used(const ModelConfig& config, const SafetensorsModel& weights) {
   std::set<std::string> known;
   const Index depths = config.num_nextn_predict_layers;
   const std::string first = format("model.layers.{}.eh_proj.weight", config.num_hidden_layers);
@@ -63,12 +60,15 @@ void check_all_used(const ModelConfig& config, const SafetensorsModel& weights) 
       depths == 0 || weights.has(first), ExitCode::data,
       "{}: no tensor '{}': the weights have no multi-token prediction; model.num_nextn_predict_layers=0 goes without",
       config.weights, first);
-  build_stage(config, {.layers = {0, config.num_hidden_layers}, .mtp_depths = depths}).visit([&](Param& param) {
-    for (const Piece& piece : param.pieces) known.insert(name_in_files(weights, piece.name));
-  });
-  for (const std::string& name : weights.names())
-    require(known.contains(name) || harmless(name) || unused_mtp(config, name), ExitCode::data,
-            "{}: tensor '{}' has no place in the model", weights.file_of(name).path(), name);
+  for (const FileTensor& t : file_tensors(config, {})) known.insert(name_in_files(weights, t.name));
+  Index left_out = 0;
+  for (const std::string& name : weights.names()) {
+    if (known.contains(name) || harmless(name)) continue;
+    require(unused_mtp(config, name), ExitCode::data, "{}: tensor '{}' has no place in the model",
+            weights.file_of(name).path(), name);
+    ++left_out;
+  }
+  return left_out;
 }
 
 std::map<std::string, NamedTensor> gather_tensors(const StageModel& model,

@@ -46,7 +46,10 @@ int main(int argc, char** argv) {
       R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},)"
       R"("b":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]},"c":{"dtype":"I64","shape":[1],"data_offsets":[32,40]}})";
   return fuzz::run(argc, argv,
-                   {file_of(header, 40), file_of(R"({"x":{"dtype":"F32","shape":[1,2,1],"data_offsets":[0,8]}})", 8)},
+                   {file_of(header, 40), file_of(R"({"x":{"dtype":"F32","shape":[1,2,1],"data_offsets":[0,8]}})", 8),
+                    file_of(R"({"h":{"dtype":"F16","shape":[2,2],"data_offsets":[6,14]},)"
+                            R"("q":{"dtype":"F8_E4M3","shape":[2,3],"data_offsets":[0,6]}})",
+                            14)},
                    {"\"dtype\":", "\"shape\":[0]", "[", "]", "{", "}", ",", "\"F64\"", "\"I32\"", "-1",
                     "9223372036854775807", "4294967296", "\"a\":", "\\u0000", "../x", "null"},
                    subject);
