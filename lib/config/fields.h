@@ -82,8 +82,8 @@ void visit_fields(C& c, V& v) {
   v.section("model", "the model, in the words of Hugging Face's config.json");
   v.field(Key{.name = "from", .help = "a Hugging Face config.json; keys given here override it"}, c.model.from);
   v.field(Key{.name = "weights",
-              .help = "a safetensors file, or a directory with model.safetensors or its index: the weights that a new "
-                      "run starts from"},
+              .help = "the weights that a new run starts from: a safetensors file, a directory with "
+                      "model.safetensors or its index, a run or a checkpoint"},
           c.model.weights);
   v.field(Key{.name = "type", .help = "architecture", .choices = {"llama", "gpt2", "deepseek_v2", "deepseek_v3"}},
           c.model.type);

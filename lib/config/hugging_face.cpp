@@ -15,7 +15,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::uint64_t kJsonBytes = 1u << 20;
 constexpr int kJsonDepth = 32;
 
 // Keys that do not change what a forward or backward computes here.
@@ -88,7 +87,6 @@ struct Fixed {
 };
 const std::vector<Fixed>& fixed_keys() {
   static const std::vector<Fixed> table = {
-      {"", "quantization_config", {"null"}},
       {"", "is_encoder_decoder", {"false"}},
       {"", "is_decoder", {"false", "true"}},
       {"", "add_cross_attention", {"false"}},
@@ -388,6 +386,29 @@ void read_rope(const Json& value, const std::string& name, const Json& root, Mod
   }
 }
 
+// DeepSeek's FP8: its files hold weights and scales (lib/checkpoint/safetensors_model.h), the model what they stand
+// for.
+void read_quantization(const Json& value, std::vector<std::string>& errors) {
+  if (value.is_null()) return;
+  if (!value.is_object() || value.value("quant_method", Json()) != Json("fp8")) {
+    errors.push_back(format("quantization_config: {} is not supported; only quant_method fp8 is", shown_json(value)));
+    return;
+  }
+  const Json supported{
+      {"quant_method", "fp8"}, {"weight_block_size", {128, 128}}, {"fmt", "e4m3"}, {"scale_fmt", "ue8m0"}};
+  for (const auto& [key, v] : value.items()) {
+    const std::string name = "quantization_config." + shown(key);
+    // Of products that are computed in FP8, which none is here; and which modules had been left as they were.
+    if (key == "activation_scheme" || key == "modules_to_not_convert") continue;
+    if (!supported.contains(key))
+      errors.push_back(format("{}: {} is not supported", name, shown_json(v)));
+    else if (supported[key] != v)
+      errors.push_back(format("{}: {} is not supported; only {} is", name, shown_json(v), supported[key].dump()));
+  }
+  if (!value.contains("weight_block_size"))
+    errors.push_back("quantization_config.weight_block_size: missing; only [128,128] is supported");
+}
+
 }  // namespace
 
 ModelConfig model_from_json(const std::string& text, const std::string& path) {
@@ -435,6 +456,10 @@ ModelConfig model_from_json(const std::string& text, const std::string& path) {
     }
     if (model.type == "deepseek_v2" && key == "num_nextn_predict_layers" && (value == Json(0) || value.is_null()))
       continue;
+    if (key == "quantization_config") {
+      read_quantization(value, errors);
+      continue;
+    }
     const auto listed = [&](const auto& list) {
       return std::find(std::begin(list), std::end(list), std::string_view(key)) != std::end(list);
     };
@@ -470,7 +495,7 @@ ModelConfig model_from_json(const std::string& text, const std::string& path) {
 ModelConfig model_from_hugging_face(const Files& files, const std::string& path) {
   std::string text;
   try {
-    text = read_file(files, path, kJsonBytes);
+    text = read_file(files, path, kLargestConfigJson);
   } catch (const FileError& e) {
     throw Error(ExitCode::usage, e.what());
   }

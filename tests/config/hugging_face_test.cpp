@@ -2,7 +2,10 @@
 
 #include <unistd.h>
 
-#include "lib/config/reader.h"
+#include <filesystem>
+
+#include "lib/config/resolve.h"
+#include "lib/config/writer.h"
 #include "tests/support/catch.h"
 
 using namespace dstrain;
@@ -125,7 +128,7 @@ TEST_CASE("config.json of DeepSeek-V3 and V2, in transformers' forms of version 
   CHECK(refused("deepseek_v2", R"("rope_scaling": {"type": "linear"})") ==
         "c.json: rope_scaling.type: \"linear\" is not supported; only default and yarn are");
   CHECK(refused("deepseek_v2", R"("quantization_config": {"quant_method": "fp8"})") ==
-        "c.json: quantization_config: {\"quant_method\":\"fp8\"} is not supported; only null is");
+        "c.json: quantization_config.weight_block_size: missing; only [128,128] is supported");
 }
 
 TEST_CASE("what changes the maths is refused by name and value") {
@@ -144,7 +147,7 @@ TEST_CASE("what changes the maths is refused by name and value") {
       {R"("pretraining_tp": 2)", "c.json: pretraining_tp: 2 is not supported; only 1 is"},
       {R"("attention_dropout": 0.1)", "c.json: attention_dropout: 0.1 is not supported; only 0 or 0.0 is"},
       {R"("quantization_config": {"bits": 4})",
-       "c.json: quantization_config: {\"bits\":4} is not supported; only null is"},
+       "c.json: quantization_config: {\"bits\":4} is not supported; only quant_method fp8 is"},
       {R"("architectures": ["LlamaForSequenceClassification"])",
        "c.json: architectures: [\"LlamaForSequenceClassification\"] is not supported; only null or "
        "[\"LlamaForCausalLM\"] is"},
@@ -204,4 +207,75 @@ TEST_CASE("model.from is read first; the job's own keys override it") {
   CHECK_THROWS_WITH(
       parse_config(system_files(), "job.yaml", yaml, {"model.from=/nonexistent"}),
       "override 'model.from=/nonexistent': model.from: cannot open /nonexistent: No such file or directory");
+}
+
+TEST_CASE("a model written as config.json reads back as itself") {
+  // transformers 5 wrote the goldens; keys that are rare there are set here.
+  for (const std::string& overrides :
+       {std::string("llama_tiny/config.json|"), std::string("gpt2_tiny/config.json|"),
+        std::string("deepseek_v3_tiny/config.json|"), std::string("deepseek_v2_lite_tiny/config.json|"),
+        std::string("llama_tiny/config.json|model.attention_bias=true|model.mlp_bias=true|model.rope_theta=123.5|"
+                    "model.tie_word_embeddings=true|model.head_dim=20|model.rms_norm_eps=0.001"),
+        std::string("gpt2_tiny/config.json|model.intermediate_size=50|model.attn_pdrop=0.25|model.hidden_act=gelu"),
+        std::string("deepseek_v3_tiny/config.json|model.norm_topk_prob=false|model.rope_mscale=0|"
+                    "model.rope_mscale_all_dim=0|model.q_lora_rank=0|model.n_shared_experts=3"),
+        std::string("deepseek_v2_lite_tiny/config.json|model.topk_method=group_limited_greedy|model.n_group=4|"
+                    "model.topk_group=2|model.rope_type=default|model.rope_factor=1|"
+                    "model.rope_original_max_position_embeddings=0|model.rope_mscale=0|model.rope_mscale_all_dim=0|"
+                    "model.q_lora_rank=9")}) {
+    INFO(overrides);
+    std::vector<std::string> words;
+    for (std::size_t at = 0; at <= overrides.size();) {
+      const std::size_t end = std::min(overrides.find('|', at), overrides.size());
+      if (end > at) words.push_back(overrides.substr(at, end - at));
+      at = end + 1;
+    }
+    const auto job = [](const std::string& from, const std::vector<std::string>& changes) {
+      const std::string yaml = format(
+          "run: {{ dir: d }}\nmodel: {{ from: '{}' }}\ndata: {{ train: [t] }}\n"
+          "training: {{ steps: 1, sequence_length: 8, global_batch_size: 1, micro_batch_size: 1 }}\n",
+          from);
+      return resolve(parse_config(system_files(), "job.yaml", yaml, changes), 1);
+    };
+    const std::string source = golden(words[0]);
+    const Config first = job(source, {words.begin() + 1, words.end()});
+    FileSettings settings = file_settings(read_file(system_files(), source));
+    CHECK(settings.dtype == "float32");
+    const std::string text = to_hugging_face(first.model, settings);
+    CHECK(text.find("rope_parameters") == std::string::npos);
+    const std::string path =
+        format("{}/dstrain-config-{}.json", std::filesystem::temp_directory_path().string(), getpid());
+    write_file_atomically(system_files(), path, text);
+    CHECK(to_yaml(job(path, {})) == to_yaml(first));
+    const FileSettings again = file_settings(text);
+    CHECK(again.dtype == settings.dtype);
+    CHECK(again.eos_token_id == settings.eos_token_id);
+    std::filesystem::remove(path);
+  }
+}
+
+TEST_CASE("FP8's quantization_config is read with a note, other blocks and formats are refused") {
+  const auto with = [](const std::string& keys) {
+    return format(R"({{"model_type": "deepseek_v3", "num_nextn_predict_layers": 0, "quantization_config": {{{}}}}})",
+                  keys);
+  };
+  const ModelConfig m = model_from_json(
+      with(R"("quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128])"),
+      "c");
+  REQUIRE(m.notes.size() == 1);
+  CHECK(m.notes[0] == "c: FP8 weights are read as the bfloat16 that they stand for");
+  const auto said = [&](const std::string& keys) {
+    try {
+      model_from_json(with(keys), "c");
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  CHECK(said(R"("quant_method": "fp8", "weight_block_size": [64, 128])") ==
+        "c: quantization_config.weight_block_size: [64,128] is not supported; only [128,128] is");
+  CHECK(said(R"("quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e5m2")") ==
+        "c: quantization_config.fmt: \"e5m2\" is not supported; only \"e4m3\" is");
+  CHECK(said(R"("quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "x")") ==
+        "c: quantization_config.scale_fmt: \"x\" is not supported; only \"ue8m0\" is");
 }
