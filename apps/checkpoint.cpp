@@ -1,8 +1,9 @@
-// dstrain checkpoint list | verify | diff.
+// dstrain checkpoint list | verify | diff; import and export are in checkpoint_convert.cpp.
 
 #include <cstdio>
 #include <memory>
 
+#include "apps/checkpoint.h"
 #include "apps/commands.h"
 #include "lib/checkpoint/compare.h"
 #include "lib/checkpoint/names.h"
@@ -92,6 +93,7 @@ RunCommand add_checkpoint(CLI::App& command) {
   struct Options {
     std::string first, second;
     ExitCode (*run)(const Options&) = nullptr;
+    std::function<ExitCode()> conversion;
   };
   const auto o = std::make_shared<Options>();
   command.require_subcommand(1);
@@ -107,7 +109,8 @@ RunCommand add_checkpoint(CLI::App& command) {
   differs->add_option("first", o->first, "Run directory (its newest) or checkpoint")->required();
   differs->add_option("second", o->second, "Run directory (its newest) or checkpoint")->required();
   differs->callback([o] { o->run = [](const Options& x) { return diff(x.first, x.second); }; });
-  return [o] { return o->run(*o); };
+  add_conversions(command, o->conversion);
+  return [o] { return o->conversion ? o->conversion() : o->run(*o); };
 }
 
 }  // namespace dstrain

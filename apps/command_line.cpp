@@ -16,7 +16,7 @@ constexpr CommandRow kCommands[] = {
     {"generate", "Text from a prompt", add_generate},
     {"data", "Raw text to a tokenizer and to token files", add_data},
     {"config", "Print a resolved job, explain its keys, write its JSON Schema", add_config},
-    {"checkpoint", "List, verify and compare checkpoints", add_checkpoint},
+    {"checkpoint", "List, verify and compare checkpoints; import and export Hugging Face's files", add_checkpoint},
     {"parity", "Compare forward, backward and optimizer steps with reference results", add_parity},
     {"report", "One HTML page with the plots of a run, or of several, to open in a browser", add_report},
     {"schedule", "Draw a pipeline schedule, its bubble and its live activations", add_schedule},

@@ -91,6 +91,13 @@ void Checkpoint::read(const TensorSlab& slab) {
         slab.extent.numel());
 }
 
+Checkpoint open_together(const Files& files, const std::string& path, ProcessGroup& group, ThreadPool* pool) {
+  Agreement agreement(group);
+  Checkpoint opened;
+  agreement.together([&] { opened = Checkpoint::open_shared(files, path, agreement.rank(), agreement.size(), pool); });
+  return opened;
+}
+
 std::optional<Checkpoint> open_newest(const Files& files, const std::string& directory, ProcessGroup& group,
                                       const std::function<void(const std::string&)>& report, ThreadPool* pool) {
   Agreement agreement(group);

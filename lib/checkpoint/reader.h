@@ -33,6 +33,7 @@ class Checkpoint {
   void read(const TensorSlab& slab);
 
  private:
+  friend Checkpoint open_together(const Files&, const std::string&, ProcessGroup&, ThreadPool*);
   friend std::optional<Checkpoint> open_newest(const Files&, const std::string&, ProcessGroup&,
                                                const std::function<void(const std::string&)>&, ThreadPool*);
   // The manifest; of the shards' sizes and blocks, those that fall to `rank` of `ranks`.
@@ -43,6 +44,9 @@ class Checkpoint {
   Manifest manifest_;
   std::vector<std::unique_ptr<Hdf5File>> shards_;  // opened when first read
 };
+
+// Collective over `group`: the checkpoint at `path`, which the ranks verify together. Throws Error{checkpoint}, on all.
+Checkpoint open_together(const Files& files, const std::string& path, ProcessGroup& group, ThreadPool* pool = nullptr);
 
 // Collective over `group`: the newest checkpoint in `directory` that is whole, the same on all ranks, which share the
 // verification; nothing when there is none at all. One that is not is reported, on every rank, in a line with the

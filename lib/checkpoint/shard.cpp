@@ -33,6 +33,20 @@ void write_slab(Hdf5File& file, const std::string& dataset, const TensorSlab& sl
   const bool vector = slab.global.rank() == 1;
   Hdf5Dataset to = file.create_dataset(dataset, Hdf5Type::f32, vector ? Shape{columns} : Shape{rows, columns});
   // Some MiB at a time, in whole chunks: HDF5 hands them on to the file before the next.
+  if (slab.make) {
+    const Index step = rows_at_a_time(columns);
+    for (Index at = 0; at < rows; at += step) {
+      const Index n = std::min(step, rows - at);
+      staged.resize(static_cast<std::size_t>(n * columns));
+      slab.make(at, n, staged.data());
+      const auto bytes = std::as_bytes(std::span(staged));
+      if (vector)
+        to.write({0}, {columns}, bytes);
+      else
+        to.write({at, 0}, {n, columns}, bytes);
+    }
+    return;
+  }
   if (rows == 1 || slab.row_stride == columns) {
     const Index count = rows * columns, step = rows == 1 ? kStaged : rows_at_a_time(columns) * columns;
     for (Index at = 0; at < count; at += step) {

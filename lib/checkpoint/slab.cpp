@@ -11,8 +11,8 @@ void TensorSlab::validate() const {
     inside = offset[i] >= 0 && extent[i] >= 0 && offset[i] <= global[i] && extent[i] <= global[i] - offset[i];
   check(inside, "{} of {}: extent {} at {} is not a part of {}", role, name, extent.to_string(), offset.to_string(),
         global.to_string());
-  check(extent.numel() == 0 || data != nullptr, "{} of {} has no memory", role, name);
-  check(d == 1 || rows() <= 1 || row_stride >= columns(), "{} of {}: rows of {} every {} elements", role, name,
+  check(extent.numel() == 0 || data != nullptr || make, "{} of {} has no memory", role, name);
+  check(d == 1 || make || rows() <= 1 || row_stride >= columns(), "{} of {}: rows of {} every {} elements", role, name,
         columns(), row_stride);
 }
 

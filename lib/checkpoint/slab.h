@@ -1,6 +1,7 @@
 #pragma once
 // TensorSlab: a rectangular part of a named tensor in host memory. What checkpoints are made of.
 
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -17,6 +18,8 @@ struct TensorSlab {
   bool transposed = false;  // memory holds (extent[1], extent[0])
   float* data = nullptr;    // borrowed; saving only reads it
   Index row_stride = 0;     // elements between rows in memory; at least the row's length. Unused for vectors
+  // Instead of `data`, for saving what is in no memory: writes rows [first, first + rows) to `to`, one after another.
+  std::function<void(Index first, Index rows, float* to)> make = {};
 
   // The shape of the memory.
   Index rows() const { return extent.rank() == 1 ? 1 : extent[transposed ? 1 : 0]; }

@@ -86,6 +86,11 @@ std::optional<CheckpointState> Checkpointer::restore(const std::function<void(co
   const CheckpointState state = checkpoint->state();
   // Every rank finds the same: one tells it.
   agreement_.together([&] {
+    const auto& tensors = checkpoint->manifest().tensors;
+    const bool trained = std::any_of(tensors.begin(), tensors.end(), [](const auto& t) { return t.role == "exp_avg"; });
+    require(trained, ExitCode::checkpoint,
+            "{}: it was imported and holds weights alone; train in another run.dir, with model.weights={}",
+            checkpoint->path(), config_.run.dir);
     require(state.config_hash == job_identity(config_), ExitCode::checkpoint,
             "{}: it was saved by a job with another model or training.sequence_length", checkpoint->path());
     require(state.seed == config_.run.seed, ExitCode::checkpoint, "{}: it was trained with run.seed {}, the job has {}",

@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "lib/checkpoint/names.h"
-#include "lib/checkpoint/reader.h"
 #include "lib/comm/agree.h"
 #include "lib/config/resolve.h"
 #include "lib/core/hash.h"
@@ -13,13 +12,6 @@
 
 namespace dstrain {
 
-namespace {
-
-// RUN for RUN, RUN/checkpoints/step_N and RUN/checkpoints/step_N/.
-struct RunPath {
-  std::string run;
-  std::string checkpoint;  // empty: the newest
-};
 RunPath run_path(const Files& files, std::string path) {
   while (path.size() > 1 && path.ends_with('/')) path.pop_back();
   const std::string parent = parent_path(path);
@@ -27,7 +19,14 @@ RunPath run_path(const Files& files, std::string path) {
   return {path, ""};
 }
 
-}  // namespace
+Checkpoint open_run(const Files& files, const std::string& path, ProcessGroup& group,
+                    const std::function<void(const std::string&)>& report) {
+  const RunPath where = run_path(files, path);
+  if (!where.checkpoint.empty()) return open_together(files, where.checkpoint, group);
+  std::optional<Checkpoint> newest = open_newest(files, checkpoints_directory(where.run), group, report);
+  require(newest.has_value(), ExitCode::checkpoint, "{}: no checkpoint", path);
+  return std::move(*newest);
+}
 
 Config config_of_run(const Files& files, const std::string& path, const std::vector<std::string>& overrides,
                      int ranks) {
@@ -59,23 +58,17 @@ std::optional<Tokenizer> tokenizer_of(const Files& files, const Config& config, 
 Index load_run(const Files& files, const std::string& path, World& world, Engine& engine,
                const std::function<void(const std::string&)>& report) {
   const Groups groups = make_groups(world, engine.mesh(), Poster::checkpoint);
-  const RunPath where = run_path(files, path);
-  std::optional<Checkpoint> checkpoint;
-  if (where.checkpoint.empty())
-    checkpoint = open_newest(files, checkpoints_directory(where.run), *groups.control, report);
-  else
-    Agreement(*groups.control).together([&] { checkpoint = Checkpoint::open(files, where.checkpoint); });
-  require(checkpoint.has_value(), ExitCode::checkpoint, "{}: no checkpoint", path);
+  Checkpoint checkpoint = open_run(files, path, *groups.control, report);
   Agreement(*groups.control).together([&] {
     std::vector<float> values;
     for (const ParamArena::Entry& entry : engine.params().entries()) {
       if (entry.range.size() == 0) continue;
       values.resize(static_cast<std::size_t>(entry.range.size()));
-      checkpoint->read(slab_of(entry, Role::weight, values.data()));
+      checkpoint.read(slab_of(entry, Role::weight, values.data()));
       engine.params().write(engine.stream(), Role::weight, entry.range, values.data());
     }
   });
-  return checkpoint->state().step;
+  return checkpoint.state().step;
 }
 
 }  // namespace dstrain

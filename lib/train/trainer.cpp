@@ -12,6 +12,8 @@
 #include "lib/core/to_error.h"
 #include "lib/optim/lr_schedule.h"
 #include "lib/train/ceiling.h"
+#include "lib/train/convert.h"
+#include "lib/train/inference.h"
 #include "lib/train/plan.h"
 #include "lib/train/shared_directory.h"
 #include "lib/train/weights.h"
@@ -183,9 +185,16 @@ void Trainer::restore_latest_or_initialize() {
 // The weights of a new run; engine_->initialize() has been called.
 void Trainer::start_anew() {
   if (config_.model.weights.empty()) return;
+  if (is_run(files_, config_.model.weights)) {
+    load_run(files_, config_.model.weights, world_, *engine_, [&](const std::string& line) { log_->warn(line); });
+    return;
+  }
   Agreement(*agreed_, watch_.here()).together([&] {
     const SafetensorsModel weights(files_, config_.model.weights);
-    check_all_used(config_.model, weights);
+    const Index later = check_all_used(config_.model, weights);
+    if (later > 0)
+      log_->warn(format("{}: {} tensors of layers from {} on are left out", config_.model.weights, later,
+                        config_.model.num_hidden_layers));
     load_weights(*engine_, weights);
   });
 }
