@@ -45,8 +45,8 @@ class IndexReader final : public JsonReader {
  private:
   bool in_map() const { return path().size() == 2 && path()[0] == "weight_map"; }
   void no_text() const {
-    const bool map = !path().empty() && path()[0] == "weight_map";
-    require(!map, ExitCode::data, "{}: {}: no name of a file", file_, quote(path().back()));
+    if (!path().empty() && path()[0] == "weight_map")
+      fail(ExitCode::data, "{}: {}: no name of a file", file_, quote(path().back()));
   }
   const std::string& file_;
 };

@@ -72,8 +72,8 @@ TEST_CASE("a safetensors file that breaks a rule is refused with its name and th
   };
   const std::vector<Case> cases{
       {"", "m.safetensors: 0 bytes, too short for safetensors"},
-      {file_of("{" + a + "}", 24, 1ull << 63), "m.safetensors: header of 9223372036854775808 bytes in a file of 88"},
-      {file_of("{" + a + "}", 24, 81), "m.safetensors: header of 81 bytes in a file of 88"},
+      {file_of("{" + a + "}", 24, 1ull << 63), "m.safetensors: header of 9223372036854775808 bytes in a file of 89"},
+      {file_of("{" + a + "}", 24, 82), "m.safetensors: header of 82 bytes in a file of 89"},
       {file_of("[]", 0), "m.safetensors: the header is no object"},
       {file_of("7", 0), "m.safetensors: tensor '': no place for the number 7"},
       {file_of("{" + a, 24), "m.safetensors: no JSON from byte 57 on"},
@@ -83,9 +83,9 @@ TEST_CASE("a safetensors file that breaks a rule is refused with its name and th
       {file_of("{" + a + "}", 25), "m.safetensors: 1 bytes after the last tensor"},
       {file_of("{" + a + "}", 23), "tensor 'a': data_offsets 0 to 24 in a file with 23 bytes of data"},
       {file_of("{" + a + R"(,"b":{"dtype":"F32","shape":[1],"data_offsets":[20,24]}})", 24),
-       "m.safetensors: tensor 'b' begins at byte 138: it overlaps with what ends at byte 142"},
+       "m.safetensors: tensor 'b' begins at byte 140: it overlaps with what ends at byte 144"},
       {file_of("{" + a + R"(,"b":{"dtype":"F32","shape":[1],"data_offsets":[28,32]}})", 32),
-       "m.safetensors: tensor 'b' begins at byte 146: it leaves a hole from byte 142"},
+       "m.safetensors: tensor 'b' begins at byte 148: it leaves a hole from byte 144"},
       {file_of(R"({"a":{"dtype":"F32","shape":[6],"data_offsets":[24,0]}})", 24),
        "tensor 'a': data_offsets 24 to 0 in a file with 24 bytes of data"},
       {file_of(R"({"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,24]}})", 24),
