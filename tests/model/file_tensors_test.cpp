@@ -17,7 +17,7 @@ const char* const kBias = ".e_score_correction_bias";
 
 ModelConfig model_of(const std::string& file) {
   const std::string path = std::string(DSTRAIN_SOURCE_DIR "/configs/") + file;
-  const Loaded loaded = load_config(system_files(), path, {});
+  const Loaded loaded = load_config(system_files(), path, {"parallel.data=1", "parallel.expert=1"});
   return resolve(loaded, static_cast<int>(loaded.config.parallel.tensor * loaded.config.parallel.pipeline)).model;
 }
 
