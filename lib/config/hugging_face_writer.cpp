@@ -77,7 +77,7 @@ Json deepseek_json(const ModelConfig& m) {
   json["norm_topk_prob"] = v3 && m.norm_topk_prob;
   json["scoring_func"] = v3 ? "sigmoid" : "softmax";
   json["topk_method"] = v3 ? "noaux_tc" : m.topk_method;
-  if (v3) json.update({{"num_nextn_predict_layers", 0}, {"rope_interleave", true}});
+  if (v3) json.update({{"num_nextn_predict_layers", m.num_nextn_predict_layers}, {"rope_interleave", true}});
   if (m.rope_type == "yarn") {
     Json& rope = json["rope_scaling"] = {
         {"beta_fast", m.rope_beta_fast}, {"beta_slow", m.rope_beta_slow},

@@ -6,6 +6,19 @@
 
 namespace dstrain {
 
+namespace {
+// What each module of multi-token prediction has a copy of in files: embedding and head.
+constexpr const char* kMtpCopies[] = {".embed_tokens.weight", ".shared_head.head.weight"};
+}  // namespace
+
+std::string weight_name(const ModelConfig& model, const std::string& name) {
+  const std::string embedding = "model.embed_tokens.weight";
+  if (name.starts_with("model.layers.") && name.ends_with(kMtpCopies[0])) return embedding;
+  if (name.starts_with("model.layers.") && name.ends_with(kMtpCopies[1]))
+    return model.tie_word_embeddings ? embedding : "lm_head.weight";
+  return name;
+}
+
 bool stored_as_fp8(const std::string& name) {
   if (!name.ends_with("_proj.weight") && !name.ends_with("_proj_with_mqa.weight")) return false;
   return !name.ends_with(".eh_proj.weight");
@@ -23,28 +36,13 @@ std::vector<FileTensor> file_tensors(const ModelConfig& model, const FileForm& f
       tensors.push_back({name, rule == UpdateRule::balance ? "F32" : form.dtype, shape});
     }
   };
-  const auto visit = [&](const ModelConfig& m, const StagePlace& place) {
-    build_stage(m, place).visit([&](Param& param) {
-      for (const Piece& piece : param.pieces) add(piece.name, piece.global, param.rule);
-    });
-  };
-  const Index layers = model.num_hidden_layers;
-  visit(model, {.layers = {0, layers}});
-  // A module's layer is the one that would follow the last.
-  ModelConfig longer = model;
-  longer.num_hidden_layers += form.mtp_modules;
-  for (Index i = layers; i < longer.num_hidden_layers; ++i) {
-    const std::string p = format("model.layers.{}.", i);
-    const Index hidden = model.hidden_size;
-    const Shape vocabulary{model.vocab_size, hidden};
-    add(p + "embed_tokens.weight", vocabulary);
-    add(p + "enorm.weight", {hidden});
-    add(p + "hnorm.weight", {hidden});
-    add(p + "eh_proj.weight", {hidden, 2 * hidden});
-    visit(longer, {.layers = {i, i + 1}, .first = false, .last = false});
-    add(p + "shared_head.norm.weight", {hidden});
-    add(p + "shared_head.head.weight", vocabulary);
-  }
+  const Index layers = model.num_hidden_layers, depths = model.num_nextn_predict_layers;
+  build_stage(model, {.layers = {0, layers}, .mtp_depths = depths}).visit([&](Param& param) {
+    for (const Piece& piece : param.pieces) add(piece.name, piece.global, param.rule);
+  });
+  for (Index i = layers; i < layers + depths; ++i)
+    for (const char* copy : kMtpCopies)
+      add(format("model.layers.{}{}", i, copy), {model.vocab_size, model.hidden_size});
   return tensors;
 }
 

@@ -14,14 +14,16 @@ struct FileForm {
   // DeepSeek's FP8 files (file_tensor.h): the weights of linears are F8_E4M3, each with its scales. Embedding, head,
   // norms, routers and eh_proj keep `dtype`.
   bool fp8 = false;
-  // Modules of multi-token prediction behind the last layer: each is a whole layer with its own copies of the embedding
-  // and the head.
-  Index mtp_modules = 0;
 };
 
-// Layer by layer as the model computes them; each name once. A tied head is no tensor of its own.
-// REQUIRES: a resolved model.
+// Layer by layer as the model computes them; each name once. A tied head is no tensor of its own. Each module of
+// multi-token prediction is the layer that would follow those before, with copies of the embedding and the head, which
+// come last. REQUIRES: a resolved model.
 std::vector<FileTensor> file_tensors(const ModelConfig& model, const FileForm& form);
+
+// The weight that a tensor holds: for the copies of a module of multi-token prediction the embedding's or the head's
+// name, for all others their own.
+std::string weight_name(const ModelConfig& model, const std::string& name);
 
 // Whether an FP8 file stores this weight as F8_E4M3.
 bool stored_as_fp8(const std::string& name);

@@ -57,16 +57,24 @@ std::string quoted_yaml(std::string text) {
   return "'" + text + "'";
 }
 
-// A job that evaluates and writes; to train, people write their own.
-Config job_of(const Files& files, const std::string& directory, const std::string& run, const std::string& tokenizer) {
+// A job that evaluates and writes; to train, people write their own. Without modules of multi-token prediction when the
+// files have none: transformers names them in config.json all the same.
+Config job_of(const Files& files, const std::string& directory, const std::string& run, const std::string& tokenizer,
+              const std::function<bool(Index layer)>& has_module, std::vector<std::string>& notes) {
   const std::string config = join_path(directory, "config.json");
   require(files.exists(config), ExitCode::usage, "{}: there is no config.json", directory);
   std::string yaml = format("run: {{ dir: {} }}\nmodel: {{ from: {} }}\n", quoted_yaml(run), quoted_yaml(config));
   if (!tokenizer.empty()) yaml += format("data: {{ tokenizer: {} }}\n", quoted_yaml(tokenizer));
-  const Index longest = model_from_hugging_face(files, config).max_position_embeddings;
+  const ModelConfig model = model_from_hugging_face(files, config);
   yaml += format("training: {{ steps: 1, sequence_length: {}, global_batch_size: 1, micro_batch_size: 1 }}\n",
-                 std::min(longest, kJobLength));
-  return resolve(parse_config(files, config, yaml, {}), 1);
+                 std::min(model.max_position_embeddings, kJobLength));
+  std::vector<std::string> overrides;
+  if (model.num_nextn_predict_layers > 0 && !has_module(model.num_hidden_layers)) {
+    notes.push_back(format("{}: num_nextn_predict_layers {}: multi-token prediction is off, the files have no layer {}",
+                           config, model.num_nextn_predict_layers, model.num_hidden_layers));
+    overrides.emplace_back("model.num_nextn_predict_layers=0");
+  }
+  return resolve(parse_config(files, config, yaml, overrides), 1);
 }
 
 const char* dtype_name(const std::string& word) {
@@ -108,20 +116,18 @@ class DtypesReader final : public JsonReader {
 };
 
 // The dtype that most of the elements have; balancing biases do not count, since they have their own.
-FileDtypes dtypes_of(const SafetensorsModel& weights, const std::vector<FileTensor>& tensors) {
+FileDtypes dtypes_of(const SafetensorsModel& weights, std::vector<FileTensor> tensors) {
   std::map<std::string, Index> elements;
-  for (const FileTensor& t : tensors) {
-    const std::string dtype = weights.dtype(name_in_files(weights, t.name));
-    if (t.dtype != "F32") elements[dtype] += t.shape.numel();
-  }
+  const auto dtype_of = [&](const FileTensor& t) { return weights.dtype(name_in_files(weights, t.name)); };
+  std::erase_if(tensors, [&](const FileTensor& t) { return !weights.has(name_in_files(weights, t.name)); });
+  for (const FileTensor& t : tensors)
+    if (t.dtype != "F32") elements[dtype_of(t)] += t.shape.numel();
   FileDtypes dtypes;
   Index most = -1;
   for (const auto& [dtype, n] : elements)
     if (n > most) std::tie(dtypes.common, most) = std::tie(dtype, n);
-  for (const FileTensor& t : tensors) {
-    const std::string dtype = weights.dtype(name_in_files(weights, t.name));
-    if (dtype != (t.dtype == "F32" ? "F32" : dtypes.common)) dtypes.others[t.name] = dtype;
-  }
+  for (const FileTensor& t : tensors)
+    if (dtype_of(t) != (t.dtype == "F32" ? "F32" : dtypes.common)) dtypes.others[t.name] = dtype_of(t);
   return dtypes;
 }
 
@@ -129,6 +135,27 @@ Index rows_of(const FileTensor& t) { return t.shape.rank() == 1 ? 1 : t.shape[0]
 Index columns_of(const FileTensor& t) { return t.shape[t.shape.rank() - 1]; }
 Shape part_offset(const FileTensor& t, Index row) { return t.shape.rank() == 1 ? Shape{0} : Shape{row, 0}; }
 Shape part_extent(const FileTensor& t, Index rows) { return t.shape.rank() == 1 ? t.shape : Shape{rows, t.shape[1]}; }
+
+// Calls part(first row, rows) for the whole tensor, some MiB at a time.
+void by_parts(const FileTensor& t, const std::function<void(Index row, Index rows)>& part) {
+  const Index rows = rows_of(t), step = std::max<Index>(1, kPiece / std::max<Index>(1, columns_of(t)));
+  for (Index row = 0; row < rows; row += step) part(row, std::min(step, rows - row));
+}
+
+// Whether a tensor of the files holds what another one of the same shape does.
+bool same_values(const SafetensorsModel& weights, const FileTensor& t, const std::string& other) {
+  std::vector<float> a, b;
+  bool same = true;
+  by_parts(t, [&](Index row, Index rows) {
+    const Shape offset = part_offset(t, row), extent = part_extent(t, rows);
+    a.resize(static_cast<std::size_t>(extent.numel()));
+    b.resize(a.size());
+    weights.read(t.name, offset, extent, a);
+    weights.read(other, offset, extent, b);
+    same = same && a == b;
+  });
+  return same;
+}
 
 }  // namespace
 
@@ -150,20 +177,33 @@ Converted import_model(const Files& files, const Clock& clock, const std::string
     }
   }
   const std::string config_path = join_path(directory, "config.json");
-  const Config config = job_of(files, directory, run, tokenizer);
-  result.notes.insert(result.notes.begin(), config.model.notes.begin(), config.model.notes.end());
+  require(files.exists(config_path), ExitCode::usage, "{}: there is no config.json", directory);
+  model_from_hugging_face(files, config_path);
   const SafetensorsModel weights(files, directory);
-  if (const Index later = check_all_used(config.model, weights); later > 0)
+  if (weights.fp8())
+    result.notes.push_back(format("{}: FP8 weights are read as the bfloat16 that they stand for", directory));
+  const auto has_module = [&](Index layer) { return weights.has(format("model.layers.{}.eh_proj.weight", layer)); };
+  const Config config = job_of(files, directory, run, tokenizer, has_module, result.notes);
+  if (const Index off = check_all_used(config.model, weights); off > 0)
     result.notes.push_back(
-        format("{}: {} tensors of layers from {} on are left out: the model has no multi-token prediction", directory,
-               later, config.model.num_hidden_layers));
-  const std::vector<FileTensor> tensors = file_tensors(config.model, {});
-  for (const FileTensor& t : tensors) {
-    const std::string name = name_in_files(weights, t.name);
+        format("{}: {} tensors of modules of multi-token prediction that config.json does not name "
+               "are left out",
+               directory, off));
+  std::vector<FileTensor> listed = file_tensors(config.model, {}), tensors;
+  for (const FileTensor& t : listed) {
+    const std::string name = name_in_files(weights, t.name), own = weight_name(config.model, t.name);
+    if (own != t.name && !weights.has(name)) continue;
     weights.require_shape(name, t.shape);
     const std::string dtype = weights.dtype(name);
     require(dtype == "F32" || dtype == "F16" || dtype == "BF16", ExitCode::data,
             "{}: tensor '{}' is {}; F32, F16, BF16 and F8_E4M3 are read", weights.file_of(name).path(), name, dtype);
+    if (own != t.name) {
+      if (!same_values(weights, t, own))
+        result.notes.push_back(format("{}: tensor '{}' differs from {}, which is taken in its place",
+                                      weights.file_of(name).path(), name, own));
+      continue;
+    }
+    tensors.push_back(t);
     result.bytes += static_cast<std::uint64_t>(t.shape.numel()) * sizeof(float);
   }
   result.tensors = tensors.size();
@@ -180,7 +220,7 @@ Converted import_model(const Files& files, const Clock& clock, const std::string
   files.make_directory(copies);
   RunDirectory(made.partial()).write_job(files, config);
   write_durably(files, join_path(copies, "config.json"), read_file(files, config_path, kLargestConfigJson));
-  write_durably(files, join_path(copies, kDtypes), dtypes_of(weights, tensors).to_text());
+  write_durably(files, join_path(copies, kDtypes), dtypes_of(weights, listed).to_text());
   copy_files(files, directory, copies);
   files.sync_directory(copies);
   // The writer's errors are about writing; what is wrong with the files is told as it is.
@@ -242,32 +282,31 @@ std::vector<std::vector<FileTensor>> share_out(const std::vector<FileTensor>& te
 }
 
 // All tensors of one file.
-void write_file(const Files& files, const std::string& path, const std::vector<FileTensor>& tensors,
-                Checkpoint& checkpoint) {
+void write_file(const Files& files, const std::string& path, const ModelConfig& model,
+                const std::vector<FileTensor>& tensors, Checkpoint& checkpoint) {
   SafetensorsWriter writer(files, path, tensors);
   std::vector<float> values;
-  for (const FileTensor& t : writer.tensors()) {
-    const Index rows = rows_of(t), columns = columns_of(t), step = std::max<Index>(1, kPiece / columns);
-    for (Index row = 0; row < rows; row += step) {
-      const Shape extent = part_extent(t, std::min(step, rows - row));
+  for (const FileTensor& t : writer.tensors())
+    by_parts(t, [&](Index row, Index rows) {
+      const Shape extent = part_extent(t, rows);
       values.resize(static_cast<std::size_t>(extent.numel()));
-      checkpoint.read({.name = t.name,
+      checkpoint.read({.name = weight_name(model, t.name),
                        .role = "weight",
                        .global = t.shape,
                        .offset = part_offset(t, row),
                        .extent = extent,
                        .data = values.data(),
-                       .row_stride = columns});
+                       .row_stride = columns_of(t)});
       writer.append(values);
-    }
-  }
+    });
   writer.finish();
 }
 
 // The checkpoint has the model's tensors, in its shapes, and no others.
-void require_same_tensors(const Checkpoint& checkpoint, const std::vector<FileTensor>& tensors) {
+void require_same_tensors(const Checkpoint& checkpoint, const ModelConfig& model,
+                          const std::vector<FileTensor>& tensors) {
   std::map<std::string, Shape> expected;
-  for (const FileTensor& t : tensors) expected[t.name] = t.shape;
+  for (const FileTensor& t : tensors) expected[weight_name(model, t.name)] = t.shape;
   for (const TensorRecord& t : checkpoint.manifest().tensors) {
     if (t.role != "weight") continue;
     const auto at = expected.find(t.name);
@@ -305,7 +344,7 @@ Converted export_model(const Files& files, const Clock& clock, const std::string
   settings.dtype = dtype_word(dtypes.common);
 
   std::vector<FileTensor> tensors = file_tensors(config.model, {.dtype = dtypes.common});
-  Converted result{.tensors = tensors.size(), .notes = config.model.notes};
+  Converted result{.tensors = tensors.size()};
   for (FileTensor& t : tensors)
     if (const auto other = dtypes.others.find(t.name); other != dtypes.others.end()) t.dtype = other->second;
   result.bytes = static_cast<std::uint64_t>(bytes(tensors));
@@ -325,9 +364,9 @@ Converted export_model(const Files& files, const Clock& clock, const std::string
       if (world.rank() == 0) report(line);
     });
     Agreement(*group).together([&] {
-      require_same_tensors(checkpoint, tensors);
+      require_same_tensors(checkpoint, config.model, tensors);
       for (auto i = static_cast<std::size_t>(world.rank()); i < parts.size(); i += static_cast<std::size_t>(threads))
-        write_file(files, join_path(made.partial(), name_of_part(i)), parts[i], checkpoint);
+        write_file(files, join_path(made.partial(), name_of_part(i)), config.model, parts[i], checkpoint);
     });
   });
   if (parts.size() > 1) {

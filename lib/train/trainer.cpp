@@ -191,10 +191,9 @@ void Trainer::start_anew() {
   }
   Agreement(*agreed_, watch_.here()).together([&] {
     const SafetensorsModel weights(files_, config_.model.weights);
-    const Index later = check_all_used(config_.model, weights);
-    if (later > 0)
-      log_->warn(format("{}: {} tensors of layers from {} on are left out", config_.model.weights, later,
-                        config_.model.num_hidden_layers));
+    if (const Index off = check_all_used(config_.model, weights); off > 0)
+      log_->warn(format("{}: {} tensors of modules of multi-token prediction are left out: the model has {}",
+                        config_.model.weights, off, config_.model.num_nextn_predict_layers));
     load_weights(*engine_, weights);
   });
 }

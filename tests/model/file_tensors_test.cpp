@@ -15,9 +15,11 @@ namespace {
 
 const char* const kBias = ".e_score_correction_bias";
 
-ModelConfig model_of(const std::string& file) {
+ModelConfig model_of(const std::string& file, int mtp_modules = 0) {
   const std::string path = std::string(DSTRAIN_SOURCE_DIR "/configs/") + file;
-  const Loaded loaded = load_config(system_files(), path, {"parallel.data=1", "parallel.expert=1"});
+  std::vector<std::string> overrides{"parallel.data=1", "parallel.expert=1"};
+  if (mtp_modules > 0) overrides.push_back(format("model.num_nextn_predict_layers={}", mtp_modules));
+  const Loaded loaded = load_config(system_files(), path, overrides);
   return resolve(loaded, static_cast<int>(loaded.config.parallel.tensor * loaded.config.parallel.pipeline)).model;
 }
 
@@ -32,7 +34,7 @@ Table table(const std::vector<FileTensor>& tensors) {
 }  // namespace
 
 TEST_CASE("V3's FP8 checkpoint has the published tensors and bytes", "[model][file_tensors]") {
-  const auto tensors = file_tensors(model_of("deepseek_v3_671b.yaml"), {.fp8 = true, .mtp_modules = 1});
+  const auto tensors = file_tensors(model_of("deepseek_v3_671b.yaml", 1), {.fp8 = true});
   CHECK(tensors.size() == 91991);
   CHECK(bytes(tensors) == 688'574'839'360);
   const Table t = table(tensors);
@@ -55,7 +57,7 @@ TEST_CASE("parameters of DeepSeek's models are the published ones", "[model][fil
   CHECK(elements(v3) - elements(v3, kBias) == 14'848);
   // What the module adds and does not share with the main model.
   Index mtp = 0;
-  for (const FileTensor& t : file_tensors(model_of("deepseek_v3_671b.yaml"), {.mtp_modules = 1}))
+  for (const FileTensor& t : file_tensors(model_of("deepseek_v3_671b.yaml", 1), {}))
     if (t.name.starts_with("model.layers.61.") && !t.name.ends_with("embed_tokens.weight") &&
         !t.name.ends_with("shared_head.head.weight"))
       mtp += t.shape.numel();
@@ -65,14 +67,18 @@ TEST_CASE("parameters of DeepSeek's models are the published ones", "[model][fil
 }
 
 TEST_CASE("the list is what transformers writes, name by name", "[model][file_tensors]") {
-  for (const char* name : {"llama_tiny", "gpt2_tiny", "deepseek_v2_lite_tiny", "deepseek_v3_tiny"}) {
+  for (const char* name : {"llama_tiny", "gpt2_tiny", "deepseek_v2_lite_tiny", "deepseek_v3_tiny",
+                           "deepseek_v3_mtp_tiny", "deepseek_v3_mtp_pre_tiny"}) {
     INFO(name);
     const std::string path = std::string(DSTRAIN_SOURCE_DIR "/tests/golden/") + name;
     const std::string yaml = format(
         "run: {{ dir: unused }}\nmodel: {{ from: '{}/config.json' }}\ndata: {{ train: [unused] }}\n"
         "training: {{ steps: 1, sequence_length: 8, global_batch_size: 1, micro_batch_size: 1 }}\n",
         path);
-    const ModelConfig model = resolve(parse_config(system_files(), "job", yaml, {}), 1).model;
+    std::vector<std::string> overrides;
+    // transformers writes the key, and no modules.
+    if (std::string_view(name) == "deepseek_v3_tiny") overrides.emplace_back("model.num_nextn_predict_layers=0");
+    const ModelConfig model = resolve(parse_config(system_files(), "job", yaml, overrides), 1).model;
     Table written;
     const SafetensorsFile file(system_files(), path + "/model.safetensors");
     for (const auto& [tensor, entry] : file.entries()) written[tensor] = {entry.dtype, entry.shape.to_vector()};
