@@ -16,6 +16,8 @@ namespace dstrain {
 
 namespace {
 
+constexpr std::size_t kCacheSlots = 521;  // for a few chunks a dataset
+
 class Handle {
  public:
   Handle(hid_t id, herr_t (*close)(hid_t)) : id_(id), close_(close) {}
@@ -385,7 +387,7 @@ Hdf5Dataset Hdf5File::open_dataset(const std::string& name) const {
   quiet();
   Hdf5State& state = *state_;
   const Handle dapl(H5Pcreate(H5P_DATASET_ACCESS), H5Pclose);
-  H5Pset_chunk_cache(dapl, 12421, state.cache_bytes, 1.0);
+  H5Pset_chunk_cache(dapl, kCacheSlots, state.cache_bytes, 1.0);
   Hdf5Dataset out;
   out.state_ = state_;
   out.name_ = name;

@@ -11,7 +11,7 @@ namespace dstrain {
 
 namespace {
 
-constexpr std::size_t kBuffer = 1 << 18;
+constexpr std::size_t kBuffer = 1 << 16;
 constexpr const char* kNames[] = {"file", "blank-line", "record"};
 
 // Finds one string of the outermost object, without keeping the rest.

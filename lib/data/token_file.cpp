@@ -11,6 +11,7 @@ namespace dstrain {
 namespace {
 
 constexpr Index kMaxTokens = Index{1} << 40;
+constexpr std::size_t kChunk = 1 << 20;  // bytes
 constexpr Index kVerifyOffsets = 1 << 16;
 constexpr Index kMark = 1 << 16;  // documents between two marks
 
@@ -89,8 +90,11 @@ void TokenWriter::add(std::span<const std::int32_t> document) {
     o.partial = path(paths_.size()) + ".partial";
     o.file = Hdf5File::create(files_, o.partial, OpenMode::replace);
     o.width = info_.vocab_size <= 65536 ? 2 : 4;
-    o.tokens = o.file.create_dataset("tokens", o.width == 2 ? Hdf5Type::u16 : Hdf5Type::u32, {0}, true);
-    o.buffer.reserve(static_cast<std::size_t>(kTokenBlock) * o.width);
+    // Files that are to be small have small chunks, as a chunk is stored whole.
+    const std::size_t most = static_cast<std::size_t>(std::min(kTokenBlock, tokens_per_file_)) * o.width;
+    o.tokens = o.file.create_dataset("tokens", o.width == 2 ? Hdf5Type::u16 : Hdf5Type::u32, {0}, true,
+                                     std::min(kChunk, most));
+    o.buffer.reserve(most);
   }
   for (const std::int32_t t : document) put(t);
   put(info_.end_of_document);

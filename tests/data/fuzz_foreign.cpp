@@ -29,7 +29,7 @@ std::string llmc(std::int32_t magic, std::int32_t version, const std::vector<T>&
 void read_llmc(const std::string& bytes) {
   MemoryFiles files;
   files.put("d/a.bin", bytes);
-  TokenWriter out(files, "o/x", kInfo);
+  TokenWriter out(files, "o/x", kInfo, 1000);
   import_llmc(files, {"d/a.bin"}, kInfo, out);
   out.finish();
 }
@@ -49,7 +49,7 @@ void read_megatron(const std::string& bytes) {
   MemoryFiles files;
   files.put("d/a.idx", bytes.empty() ? "" : bytes.substr(1, n));
   files.put("d/a.bin", bytes.size() > 1 + n ? bytes.substr(1 + n) : "");
-  TokenWriter out(files, "o/x", kInfo);
+  TokenWriter out(files, "o/x", kInfo, 1000);
   import_megatron(files, {"d/a"}, kInfo, out);
   out.finish();
 }

@@ -14,7 +14,7 @@ constexpr TokenFileInfo kInfo{42, 100, 0};
 
 std::string token_file() {
   MemoryFiles files;
-  TokenWriter writer(files, "d/t", kInfo);
+  TokenWriter writer(files, "d/t", kInfo, 1000);
   for (int d = 0; d < 40; ++d) writer.add(std::vector<std::int32_t>(static_cast<std::size_t>(d % 7), 1 + d % 99));
   writer.finish();
   return files.get("d/t-00000.h5");
@@ -31,7 +31,8 @@ std::string state() {
 // With a finished file, so that the state counts.
 void read_state(const std::string& bytes) {
   MemoryFiles files;
-  files.put("o/x-00000.h5", token_file());
+  static const std::string tokens = token_file();
+  files.put("o/x-00000.h5", tokens);
   files.put("o/x.state.json", bytes);
   TokenizeState(files, kOptions, kInfo).finished("o/x");
 }

@@ -106,7 +106,7 @@ Row expected_row(const Corpus& corpus, const Sampler& sampler, Index sample) {
 
 }  // namespace
 
-TEST_CASE("data ranks share a step without overlap, and know its count") {
+TEST_CASE("data ranks share a step without overlap, and know its count", "[loader]") {
   const Corpus corpus;
   for (const int ranks : {1, 2, 4}) {
     std::mutex mutex;
@@ -148,7 +148,7 @@ TEST_CASE("data ranks share a step without overlap, and know its count") {
   }
 }
 
-TEST_CASE("any cursor can be asked for, and views stay valid until the call after the next") {
+TEST_CASE("any cursor can be asked for, and views stay valid until the call after the next", "[loader]") {
   const Corpus corpus;
   TokenSources sources = corpus.open();
   const Sampler sampler(sources.tokens(), kT, 3, true);
@@ -165,7 +165,7 @@ TEST_CASE("any cursor can be asked for, and views stay valid until the call afte
   }
 }
 
-TEST_CASE("an evaluation reads every held-out token once, in order, and pads its last step") {
+TEST_CASE("an evaluation reads every held-out token once, in order, and pads its last step", "[loader]") {
   const Corpus corpus;
   TokenSources sources = corpus.open();
   const Sampler sampler(sources.tokens(), kT, 3, false);
@@ -187,7 +187,7 @@ TEST_CASE("an evaluation reads every held-out token once, in order, and pads its
   CHECK(valid == static_cast<Index>(corpus.streams[0].size() + corpus.streams[1].size()) - 2);
 }
 
-TEST_CASE("what the loader's thread meets surfaces in next(), again and again") {
+TEST_CASE("what the loader's thread meets surfaces in next(), again and again", "[loader]") {
   const Corpus corpus;
   TokenSources sources = corpus.open();
   // The sampler is told of more tokens than the first source holds, as if the file had shrunk.
@@ -201,7 +201,7 @@ TEST_CASE("what the loader's thread meets surfaces in next(), again and again") 
   CHECK_THROWS_AS(loader.next(0), Error);
 }
 
-TEST_CASE("sources must fit each other and the model") {
+TEST_CASE("sources must fit each other and the model", "[loader]") {
   const Corpus corpus;
   CHECK_THROWS_WITH(TokenSources(system_files(), corpus.patterns, 499),
                     corpus.patterns[0].path + ": its vocabulary of 500 is larger than model.vocab_size: 499");
@@ -212,7 +212,7 @@ TEST_CASE("sources must fit each other and the model") {
   CHECK_THROWS_AS(TokenSources(system_files(), {}, 512), Error);
 }
 
-TEST_CASE("a weighted mixture is the same on any number of data ranks, from any cursor") {
+TEST_CASE("a weighted mixture is the same on any number of data ranks, from any cursor", "[loader]") {
   Corpus corpus;
   corpus.patterns[0].weight = 1;
   corpus.patterns[1].weight = 3;
@@ -238,7 +238,7 @@ TEST_CASE("a weighted mixture is the same on any number of data ranks, from any 
       }
 }
 
-TEST_CASE("with a document mask documents stand alone in a sample") {
+TEST_CASE("with a document mask documents stand alone in a sample", "[loader]") {
   const Corpus corpus;
   TokenSources sources = corpus.open();
   const Sampler sampler = sources.sampler(kT, 3, true);
@@ -282,7 +282,7 @@ TEST_CASE("with a document mask documents stand alone in a sample") {
   CHECK(predicted_tokens(sources, sampler, 0, end, true) == all);
 }
 
-TEST_CASE("with a document mask a document that does not begin behind an end of document is refused") {
+TEST_CASE("with a document mask a document that does not begin behind an end of document is refused", "[loader]") {
   const Temporary t;
   TokenWriter writer(system_files(), t / "d", kInfo);
   for (int d = 0; d < 4; ++d) writer.add(std::vector<std::int32_t>{5, 6, 7});
@@ -308,7 +308,7 @@ TEST_CASE("with a document mask a document that does not begin behind an end of 
   CHECK(said(false) == "");
 }
 
-TEST_CASE("the fingerprint covers the documents where they are asked for, and only there") {
+TEST_CASE("the fingerprint covers the documents where they are asked for, and only there", "[loader]") {
   const Temporary t;
   // Ids of the end of a document stand inside documents too: only the offsets tell the two cuts apart.
   TokenWriter writer(system_files(), t / "d", kInfo);
@@ -333,7 +333,7 @@ TEST_CASE("the fingerprint covers the documents where they are asked for, and on
   }
 }
 
-TEST_CASE("a step without a token to predict is an error") {
+TEST_CASE("a step without a token to predict is an error", "[loader]") {
   const Temporary t;
   TokenWriter writer(system_files(), t / "e", kInfo);
   for (int d = 0; d < 100; ++d) writer.add({});
@@ -344,7 +344,7 @@ TEST_CASE("a step without a token to predict is an error") {
   CHECK_THROWS_WITH(loader.next(0), "the step at sample 0 has no token to predict: its documents have one token each");
 }
 
-TEST_CASE("epochs bound how often a source is read") {
+TEST_CASE("epochs bound how often a source is read", "[loader]") {
   Corpus corpus;
   corpus.patterns[0] = {corpus.patterns[0].path, 1, 2};
   corpus.patterns[1] = {corpus.patterns[1].path, 3, 0};
@@ -370,7 +370,7 @@ TEST_CASE("epochs bound how often a source is read") {
   CHECK_THROWS_AS(sources.require_epochs(sampler, most, 1, "data.eval", "it"), Error);
 }
 
-TEST_CASE("the fingerprint of the tokens covers the weights, and is as before without them") {
+TEST_CASE("the fingerprint of the tokens covers the weights, and is as before without them", "[loader]") {
   Corpus corpus;
   const TokenSources plain = corpus.open();
   CHECK(plain.fingerprint() == hex(xxh3(hex(plain.sources[0]->fingerprint()) + hex(plain.sources[1]->fingerprint()))));

@@ -37,9 +37,12 @@ namespace dstrain::fuzz {
 
 using Random = std::mt19937_64;
 
-// Freed memory that is kept to find its use counts as memory.
-extern "C" __attribute__((used)) const char* __asan_default_options() { return "quarantine_size_mb=32"; }
-extern "C" void __sanitizer_set_death_callback(void (*callback)());
+// Freed memory that is kept to find its use counts as memory. Short stacks of allocations, and pages that are not given
+// back, make inputs cheap.
+extern "C" __attribute__((used)) const char* __asan_default_options() {
+  return "quarantine_size_mb=16:malloc_context_size=4:allocator_release_to_os_interval_ms=-1";
+}
+extern "C" __attribute__((weak)) void __sanitizer_set_death_callback(void (*callback)());  // null without sanitizers
 
 // What runs, for whoever finds it dead.
 struct Current {
@@ -123,7 +126,7 @@ inline int run(int argc, char** argv, const std::vector<std::string>& inputs, co
   const std::string name = self.substr(self.find_last_of('/') + 1);
   std::string refusal;
   Current::get().name = name;
-  __sanitizer_set_death_callback(Current::keep);
+  if (__sanitizer_set_death_callback) __sanitizer_set_death_callback(Current::keep);
   for (const int signal : {SIGALRM, SIGABRT, SIGTERM})
     std::signal(signal, [](int number) {
       Current::keep();
