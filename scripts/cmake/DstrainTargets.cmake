@@ -33,8 +33,9 @@ endif()
 target_compile_options(dstrain_options INTERFACE
   "$<$<COMPILE_LANGUAGE:C,CXX>:${DSTRAIN_CXX_OPTIONS}>" "$<$<COMPILE_LANGUAGE:CUDA>:${DSTRAIN_CUDA_OPTIONS}>")
 if(DSTRAIN_SANITIZE)
+  # GCC 12 sees uninitialised members once sanitizers change its inlining.
   target_compile_options(dstrain_options INTERFACE
-    "$<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${DSTRAIN_SANITIZE};-fno-omit-frame-pointer>")
+    "$<$<COMPILE_LANGUAGE:C,CXX>:-O1;-fsanitize=${DSTRAIN_SANITIZE};-fno-sanitize-recover=all;-fno-omit-frame-pointer;-Wno-maybe-uninitialized>")
   target_link_options(dstrain_options INTERFACE -fsanitize=${DSTRAIN_SANITIZE})
 endif()
 target_link_options(dstrain_options INTERFACE -Wl,-z,relro,-z,now)
