@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::size_t kLongestLine = std::size_t{1} << 20;
 constexpr std::size_t kMostKeys = 1024;
+constexpr int kDeepest = 2;  // lists in lists
 constexpr std::size_t kReadBytes = std::size_t{1} << 20;
 
 // Takes one line apart: an object of numbers and nulls.
@@ -47,7 +48,7 @@ class LineReader final : public nlohmann::json_sax<nlohmann::json> {
   }
   bool end_object() override { return true; }
   bool start_array(std::size_t) override {
-    if (!open_ || key_ == "step") return other("an array");
+    if (!open_ || key_ == "step" || lists_ == kDeepest) return other("an array");
     if (lists_++ == 0) place_ = 0;
     return true;
   }
