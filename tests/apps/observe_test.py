@@ -248,7 +248,7 @@ def test_report_bad_metrics(d):
            b'{"step": 1.5}\n': "step", b'{"step": -1}\n': "step", b'{"step": 1, "loss": "x"}\n': "'loss' is a string", b'{"step": 0, "loss": 1}\n': "step 0 after step",
            b'{"step": 3, "loss": 1, "loss": 2}\n': "'loss' twice", b'{"step": 3, "loss": 1e999}\n': "1e999", b"\x00\xff\n": "metrics.jsonl:5",
            b'{"step": 3, "x": ' + b"[" * 100000 + b"\n": "an array", b'{"step": 3, "x": ' + b"1" * (1 << 20) + b"}\n": "longer", b'{"step": 18446744073709551616}\n': "step",
-           b'{"step": 3' + b"".join(b', "k%d": 1' % i for i in range(300)) + b"}\n": "256 keys"}
+           b'{"step": 3' + b"".join(b', "k%d": 1' % i for i in range(1100)) + b"}\n": "1024 keys"}
     for line, says in bad.items():
         (d / "run/metrics.jsonl").write_bytes(b"".join(lines[:4]) + line + b"".join(lines[4:]))
         output = run("report", d / "run", code=3, says=["metrics.jsonl:5: ", says])
