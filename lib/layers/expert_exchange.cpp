@@ -121,10 +121,11 @@ ExpertExchange::Part ExpertExchange::planned(bool bound) const {
   const double chance = 1 - std::pow(1 - 1 / static_cast<double>(members), static_cast<double>(k));
   const auto each = static_cast<Index>(std::ceil(static_cast<double>(rows) * chance));
   const Index own = bound ? rows : each, room = std::min(sizes_.max_rows * members, most_choices());
+  // What the others get is one member's: a plan of many ranks need not list them.
   const auto split = [&](Index total) {
-    std::vector<Index> counts(static_cast<std::size_t>(members), (total - own) / (members - 1));
+    std::vector<Index> counts(static_cast<std::size_t>(members));
     counts[static_cast<std::size_t>(group_.rank())] = own;
-    counts[group_.rank() == 0 ? 1 : 0] += (total - own) % (members - 1);
+    counts[group_.rank() == 0 ? 1 : 0] = total - own;
     return counts;
   };
   Part part = started_;
@@ -179,8 +180,8 @@ std::vector<Tensor> ExpertExchange::exchange(Stream& stream, Arena& scratch, std
     Index from = 0, to = 0;
     for (std::size_t m = 0; m < sent.size(); ++m) {
       const int member = static_cast<int>(m);
-      sends.push_back({t.slice(0, from, from + sent[m]), member});
-      receives.push_back({arrived.back().slice(0, to, to + received[m]), member});
+      if (sent[m] > 0) sends.push_back({t.slice(0, from, from + sent[m]), member});
+      if (received[m] > 0) receives.push_back({arrived.back().slice(0, to, to + received[m]), member});
       from += sent[m];
       to += received[m];
     }
