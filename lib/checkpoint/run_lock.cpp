@@ -15,7 +15,7 @@ namespace dstrain {
 namespace {
 
 constexpr std::uint64_t kLongestText = 4096;
-constexpr double kPatience = 0.5;  // seconds
+constexpr double kPatience = 2;  // seconds, on a busy machine
 
 // "" where the kernel does not tell.
 std::string boot_id() {
@@ -110,13 +110,17 @@ RunLock::RunLock(const Files& files, const std::string& run_directory, const std
   text_ = self.to_text();
   file_ = files.open(path, OpenMode::append);
   const FileLock lock = file_->try_lock();
-  if (lock == FileLock::held) {
-    // The owner may have the lock and not have written yet who it is: what is there is then nothing, or of the dead.
+  // The owner may have the file and not have written yet who it is: what is there is then nothing, or of the dead.
+  const auto owner_of = [&](const std::string& file) {
     LockOwner owner;
     for (const double end = clock.now() + kPatience; clock.now() < end; clock.sleep(0.02)) {
-      owner = LockOwner::parse(text_of(files, path));
+      owner = LockOwner::parse(text_of(files, file));
       if (!owner.host.empty() && !owner.dead(self)) break;
     }
+    return owner;
+  };
+  if (lock == FileLock::held) {
+    const LockOwner owner = owner_of(path);
     fail(ExitCode::write, "{} is in use by {}", run_directory, owner.describe());
   }
   if (lock == FileLock::granted) {
@@ -142,9 +146,9 @@ RunLock::RunLock(const Files& files, const std::string& run_directory, const std
     const double age = files.status(probe).modified - files.status(lease_path_).modified;
     files.remove(probe);
     const bool stale = owner.dead(self) || age >= kStaleSeconds;
-    require(stale && attempt < 3, ExitCode::write,
-            "{} is in use by {} (lease renewed {:.0f} s ago, free after {:.0f} s)", run_directory, owner.describe(),
-            age, kStaleSeconds);
+    if (!stale || attempt == 3)
+      fail(ExitCode::write, "{} is in use by {} (lease renewed {:.0f} s ago, free after {:.0f} s)", run_directory,
+           (owner.host.empty() ? owner_of(lease_path_) : owner).describe(), age, kStaleSeconds);
     try {
       files.rename(lease_path_, probe);
       if (text_of(files, probe) == text) {
