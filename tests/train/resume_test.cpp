@@ -284,9 +284,13 @@ TEST_CASE("a stop signal saves at the step boundary and the run goes on later", 
   const Fixture f;
   const std::string yaml = f.yaml(tiny_models()[0], "stopped");
   std::thread killer([&] {
-    // As soon as the run has written its first metrics.
-    for (int i = 0; i < 2000 && !std::filesystem::exists(f.directory / "stopped/metrics.jsonl"); ++i)
-      system_clock().sleep(0.005);
+    // As soon as the run has written its first step.
+    const auto written = [&] {
+      std::error_code none;
+      const auto size = std::filesystem::file_size(f.directory / "stopped/metrics.jsonl", none);
+      return !none && size > 0;
+    };
+    for (int i = 0; i < 2000 && !written(); ++i) system_clock().sleep(0.005);
     std::raise(SIGUSR1);
   });
   const ExitCode code = train_tiny(yaml, 2, {"training.steps=100000", "lr_schedule.type=constant"});
