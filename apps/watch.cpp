@@ -40,6 +40,7 @@ void tell(const Watchdog::Ending& e, const std::string& directory) {
 Watchdog::Options watchdog_options(const Config& config, const Mesh& mesh, std::once_flag& told) {
   const double limit = config.watchdog.limit;
   return {.silence = limit > 0 ? std::min(limit, kMostSilence) : kMostSilence,
+          .start = config.watchdog.start,
           .members = [&mesh](const std::string& group, int rank) { return members_by_name(mesh, group, rank); },
           .tell = [&told, directory = config.run.dir](
                       const Watchdog::Ending& e) { std::call_once(told, [&] { tell(e, directory); }); },

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <numeric>
 #include <utility>
@@ -99,8 +100,60 @@ std::optional<Finding> find_lost(std::span<const RankView> ranks, bool all, doub
   return Finding{-1, format("all ranks wait for each other for {} s", text_of(ranks.front().stalled))};
 }
 
+// Ends this rank's wait for the others when one does not come: it may be stopped, or its host may hang, where the
+// launcher does not see it.
+class Watchdog::Meeting {
+ public:
+  Meeting(World& world, double limit) {
+    sigset_t every, before;
+    sigfillset(&every);
+    pthread_sigmask(SIG_SETMASK, &every, &before);
+    thread_ = std::thread([this, &world, limit] { wait(world, limit); });
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
+  ~Meeting() {
+    {
+      const std::scoped_lock lock(mutex_);
+      all_here_ = true;
+    }
+    changed_.notify_one();
+    thread_.join();
+  }
+  Meeting(const Meeting&) = delete;
+  Meeting& operator=(const Meeting&) = delete;
+
+ private:
+  void wait(World& world, double limit) {
+    using Time = std::chrono::steady_clock;
+    const Launcher launcher;
+    const auto end = Time::now() + std::chrono::duration_cast<Time::duration>(std::chrono::duration<double>(limit));
+    std::unique_lock lock(mutex_);
+    while (!changed_.wait_for(lock, kGlance, [&] { return all_here_; })) {
+      const bool orphan = world.runtime() && !launcher.alive();
+      if (!orphan && Time::now() < end) continue;
+      lock.unlock();
+      world.interrupt(orphan ? format("rank {}: its launcher, {}, has ended", world.rank(), launcher.to_string())
+                             : format("rank {}: not every rank of the job has come to the start within {} s of this "
+                                      "one: a rank is stopped, or its host hangs",
+                                      world.rank(), limit));
+      return;
+    }
+  }
+
+  static constexpr auto kGlance = std::chrono::milliseconds(100);
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool all_here_ = false;
+  std::thread thread_;
+};
+
 Watchdog::Watchdog(World& world, const Clock& clock, const StopSignal* signal, Options options)
-    : world_(world), clock_(clock), signal_(signal), options_(std::move(options)), table_(world) {
+    : world_(world),
+      clock_(clock),
+      signal_(signal),
+      options_(std::move(options)),
+      meeting_(options_.start > 0 && world.size() > 1 ? std::make_unique<Meeting>(world, options_.start) : nullptr),
+      table_(world) {
   std::vector<int> all(static_cast<std::size_t>(world.size()));
   std::iota(all.begin(), all.end(), 0);
   everyone_ = world.group(Poster::watchdog, GroupKind::control, all);
@@ -116,6 +169,7 @@ Watchdog::Watchdog(World& world, const Clock& clock, const StopSignal* signal, O
   for (int r = 0; r < world.size(); ++r)
     if (world.runtime() && leader_of[static_cast<std::size_t>(r)] == r) leaders_.push_back(r);
   root_host_ = host_of.front();
+  meeting_.reset();
 
   const double now = clock_.now();
   const bool leads = table_.index() == 0;

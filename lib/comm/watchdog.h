@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -59,6 +60,7 @@ class Watchdog {
   };
   struct Options {
     double silence = 25;  // seconds without a sign of life after which a rank or host is lost
+    double start = 0;     // seconds for all ranks to come to the watchdog's start; 0: for ever
     // World ranks of the group of that name that a rank is in, for the message: who waits for whom.
     std::function<std::vector<int>(const std::string& group, int rank)> members;
     // Tells the user: called on one rank alone, and must come back soon.
@@ -67,7 +69,8 @@ class Watchdog {
     std::function<void(ExitCode)> leave;
   };
 
-  // Collective over the world. `signal` is borrowed and may be null.
+  // Collective over the world. `signal` is borrowed and may be null. Throws Error{lost} when not all ranks have come
+  // within Options::start, or the launcher ends meanwhile: until a rank has come, nobody sees where it is.
   Watchdog(World& world, const Clock& clock, const StopSignal* signal, Options options);
   // Stops watching.
   ~Watchdog();
@@ -115,10 +118,13 @@ class Watchdog {
   bool follow();
   bool single_host() const { return leaders_.size() <= 1; }
 
+  class Meeting;
+
   World& world_;
   const Clock& clock_;
   const StopSignal* signal_;
   Options options_;
+  std::unique_ptr<Meeting> meeting_;  // while the watchdog starts
   RankTable table_;
   std::unique_ptr<ProcessGroup> everyone_;
   std::optional<Launcher> launcher_;

@@ -185,6 +185,32 @@ TEST_CASE("one signal stops, a second ends, and two at once are one", "[watchdog
   CHECK(left == 10);
 }
 
+TEST_CASE("a rank that does not come to the start of the watchdog ends the wait of the others", "[watchdog]") {
+  std::atomic<int> waited{0};
+  const double begin = system_clock().now();
+  run_threads(3, [&](World& world) {
+    if (world.rank() == 1) {  // as one that was stopped behind the start of MPI
+      CHECK(within(10, [&] { return waited == 2; }));
+      return;
+    }
+    try {
+      const Watchdog watchdog(world, system_clock(), nullptr, {.start = 0.3});
+      FAIL("it started without rank 1");
+    } catch (const Error& e) {
+      CHECK(e.code() == ExitCode::lost);
+      CHECK_THAT(e.what(), Catch::Matchers::Contains("has come to the start within 0.3 s"));
+    }
+    ++waited;
+  });
+  CHECK(system_clock().now() - begin < 5);
+  // When all come, it is over with the start.
+  run_threads(2, [&](World& world) {
+    Watchdog watchdog(world, system_clock(), nullptr, {.start = 0.3});
+    system_clock().sleep(0.6);
+    CHECK_NOTHROW(watchdog.finish());
+  });
+}
+
 TEST_CASE("a process without a launcher is rank 0 of itself, and its parent lives", "[watchdog]") {
   CHECK_FALSE(launched_by_mpi());
   CHECK(launched_rank() == 0);

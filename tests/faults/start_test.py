@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """What a launch can get wrong, clocks that lie, and watchdogs that must keep quiet.
 
-    start_test.py DSTRAIN SOURCE_DIR wrong|hung|clock|quiet|restart [STEPS]"""
+    start_test.py DSTRAIN SOURCE_DIR wrong|hung|clock|quiet|restart [STEPS]
+
+`hung` takes the shared library of stopped_start.cpp."""
 import os
 import pathlib
 import re
@@ -42,7 +44,8 @@ def test_wrong(d):
 
 
 def test_hung(d):
-    """A rank that never comes to MPI: the others do not wait for ever, and a launcher that ends in the start ends them."""
+    """A rank that never comes to MPI, or not from there to the watchdog: the others do not wait for ever, and a launcher that
+    ends in the start ends them."""
     prepare(DSTRAIN, d)
     path = write_job(d, "hung", 4, "watchdog: { start: 4 }")
     wrapper = d / "wrapper"
@@ -53,6 +56,14 @@ def test_hung(d):
     seconds = time.monotonic() - begin
     check(code == 11 and said and "MPI has not started after 4" in said[0], f"exit {code}\n{output}")
     check(seconds < 4 + 5, f"{seconds} s")
+    preload = f"LD_PRELOAD={os.path.abspath(sys.argv[4])}"
+    wrapper.write_text(f'#!/bin/sh\n[ "$OMPI_COMM_WORLD_RANK" = 0 ] && export {preload}\nexec "$@"\n')
+    begin = time.monotonic()
+    code, said, output = mpirun(4, "train", path, wrap=[wrapper])
+    stopped = time.monotonic() - begin
+    check(code == 11 and said and "has come to the start within 4 s" in said[0], f"exit {code}\n{output}")
+    check(stopped < 4 + 5, f"{stopped} s")
+    wrapper.write_text('#!/bin/sh\n[ "$OMPI_COMM_WORLD_RANK" = 2 ] && exec sleep 100\nexec "$@"\n')
     job = Job(DSTRAIN, write_job(d, "hung", 4, "watchdog: { start: 60 }"), ranks=4,
               launcher=["mpirun", "--oversubscribe", "-n", "4", wrapper])
     time.sleep(2)
@@ -64,8 +75,8 @@ def test_hung(d):
     while any(map(is_alive, pids)) and time.monotonic() - begin < 5:
         time.sleep(0.01)
     check(not any(map(is_alive, pids)), "orphans")
-    print(f"a rank that never comes: exit 11 after {seconds:.1f} s (limit 4 s); mpirun killed in the start: ranks ended "
-          f"{time.monotonic() - begin:.2f} s later")
+    print(f"a rank that never comes: exit 11 after {seconds:.1f} s, one that is stopped behind MPI's start: {stopped:.1f} s "
+          f"(limit 4 s); mpirun killed in the start: ranks ended {time.monotonic() - begin:.2f} s later")
 
 
 def test_clock(d):
