@@ -314,7 +314,7 @@ struct Assign {
   }
   void assign(const Key& key, double& target) {
     if (!value.is_number() || !in_range(key, value.get<double>())) return wrong("a number " + range_text(key));
-    target = value.get<double>();
+    target = value.get<double>() + 0.0;  // -0 is 0
   }
   void assign(const Key&, bool& target) {
     if (!value.is_boolean()) return wrong("true or false");

@@ -154,7 +154,8 @@ std::optional<std::uint64_t> parse_unsigned(std::string_view text) {
 std::optional<double> parse_real(std::string_view text) {
   if (!real_grammar(text)) return std::nullopt;
   const auto value = convert<double>(text);
-  return value && std::isfinite(*value) ? value : std::nullopt;
+  if (!value || !std::isfinite(*value)) return std::nullopt;
+  return *value + 0.0;  // -0 is 0: what is written back must read as itself
 }
 
 std::string real_text(double value) {

@@ -1,6 +1,7 @@
 #include "lib/config/hugging_face.h"
 
 #include <unistd.h>
+#include <cmath>
 
 #include <filesystem>
 
@@ -117,6 +118,11 @@ TEST_CASE("config.json of DeepSeek-V3 and V2, in transformers' forms of version 
   CHECK(v2.n_shared_experts == 2);
   CHECK(v2.rope_type == "yarn");
   CHECK(v2.rope_mscale == 0.707);
+  const ModelConfig zero =
+      model_from_json(R"({"model_type": "deepseek_v3", "rope_scaling": {"type": "yarn", "factor": 40,
+      "original_max_position_embeddings": 4096, "mscale": -0.0}})",
+                      "c");
+  CHECK_FALSE(std::signbit(zero.rope_mscale));
   const auto refused = [](const char* type, const char* keys) {
     return report(format(R"({{"model_type": "{}", {}}})", type, keys));
   };
@@ -217,7 +223,7 @@ TEST_CASE("a model written as config.json reads back as itself") {
         std::string("llama_tiny/config.json|model.attention_bias=true|model.mlp_bias=true|model.rope_theta=123.5|"
                     "model.tie_word_embeddings=true|model.head_dim=20|model.rms_norm_eps=0.001"),
         std::string("gpt2_tiny/config.json|model.intermediate_size=50|model.attn_pdrop=0.25|model.hidden_act=gelu"),
-        std::string("deepseek_v3_tiny/config.json|model.norm_topk_prob=false|model.rope_mscale=0|"
+        std::string("deepseek_v3_tiny/config.json|model.norm_topk_prob=false|model.rope_mscale=-0|"
                     "model.rope_mscale_all_dim=0|model.q_lora_rank=0|model.n_shared_experts=3"),
         std::string("deepseek_v2_lite_tiny/config.json|model.topk_method=group_limited_greedy|model.n_group=4|"
                     "model.topk_group=2|model.rope_type=default|model.rope_factor=1|"
