@@ -12,7 +12,6 @@
 #include "kernels/grouped_matmul.h"
 #include "kernels/mla.h"
 #include "kernels/router.h"
-#include "kernels/swiglu.h"
 
 namespace dstrain {
 
@@ -157,16 +156,14 @@ void bench_experts(OpBench& bench, const Config& config) {
                        .row_at = row_at(of),
                        .experts = of.indices({rows, top}, choices.experts)};
   });
-  product("gate, up", [&](Operands& of) {
+  product("gate, up, SwiGLU", [&](Operands& of) {
     return GroupedMatmul{.c = of.allocate({places, 2 * inner}, of.dtype()),
                          .a = of.uniform({rows, hidden}),
                          .b = of.uniform({all * 2 * inner, hidden}),
                          .offsets = offsets(of),
                          .rows_of = row_at(of),
-                         .transpose_b = true};
-  });
-  product("", [&](Operands& of) {
-    return SwiGluForward{.y = of.allocate({places, inner}, of.dtype()), .gate_up = of.uniform({places, 2 * inner})};
+                         .transpose_b = true,
+                         .activated = of.allocate({places, inner}, of.dtype())};
   });
   product("down", [&](Operands& of) {
     return GroupedMatmul{.c = of.allocate({places, hidden}, of.dtype()),

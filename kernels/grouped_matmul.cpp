@@ -36,12 +36,17 @@ void GroupedMatmul::validate() const {
   check_same_dtype(a, c, "grouped_matmul: a");
   check_rows(b, groups() * (transpose_b ? n : k), transpose_b ? k : n, "grouped_matmul: b");
   check_same_dtype(b, c, "grouped_matmul: b");
+  if (!activated.defined()) return;
+  check(transpose_b, "grouped_matmul: an activation of products with a matrix that is not transposed");
+  check(n % 2 == 0, "grouped_matmul: {} columns are not as many of gate as of up", n);
+  check_rows(activated, rows, n / 2, "grouped_matmul: activated");
+  check_same_dtype(activated, c, "grouped_matmul: activated");
 }
 
 Cost GroupedMatmul::cost() const {
   const double flops =
       2.0 * static_cast<double>(c.dim(0)) * static_cast<double>(c.dim(1)) * static_cast<double>(a.dim(1));
-  return {flops, flops, bytes_of({&c, &a, &b, &offsets, &rows_of})};
+  return {flops, flops, bytes_of({&c, &a, &b, &offsets, &rows_of, &activated})};
 }
 
 std::size_t GroupedMatmul::workspace(Device target) const {

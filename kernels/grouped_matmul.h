@@ -15,10 +15,12 @@ struct GroupedMatmul {
   Tensor offsets;       // (G + 1) i32, the last one P
   Tensor rows_of = {};  // (P) i32
   bool transpose_b = false;
+  // (P, n / 2): SwiGLU of c = [gate | up], the bits of SwiGluForward (kernels/swiglu.h). REQUIRES: transpose_b.
+  Tensor activated = {};
 
   void validate() const;
   Cost cost() const;
-  std::array<Tensor, 1> outputs() const { return {c}; }
+  std::array<Tensor, 2> outputs() const { return {c, activated}; }
   std::size_t workspace(Device target) const;
   Index groups() const { return offsets.dim(0) - 1; }
 };

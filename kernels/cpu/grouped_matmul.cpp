@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/loops.h"
+#include "kernels/swiglu.h"
 
 namespace dstrain {
 
@@ -64,6 +65,7 @@ void run(Cpu, Stream& stream, const GroupedMatmul& op) {
               for (Index r = begin; r < end; ++r)
                 cpu::convert(cpu::row<bfloat16>(op.c, r) + column, cpu::row<float>(c, r) + column, column_end - column);
             });
+  if (op.activated.defined()) run(Cpu{}, stream, SwiGluForward{.y = op.activated, .gate_up = op.c});
 }
 
 void run(Cpu, Stream& stream, const GroupedGradient& op) {

@@ -3,6 +3,7 @@
 #include "kernels/cuda/device/dispatch.cuh"
 #include "kernels/cuda/device/mma.cuh"
 #include "kernels/cuda/grouped_wgmma.h"
+#include "kernels/swiglu.h"
 
 namespace dstrain {
 
@@ -313,6 +314,9 @@ void run(Cuda, Stream& stream, const GroupedMatmul& op) {
   const Index rows = op.c.dim(0), n = op.c.dim(1);
   if (rows == 0 || n == 0) return;
   if (cuda::can_run_wgmma(op)) return cuda::grouped_matmul_wgmma(stream, op);
+  const auto activate = [&] {
+    if (op.activated.defined()) run(Cuda{}, stream, SwiGluForward{.y = op.activated, .gate_up = op.c});
+  };
   const Problem p{.c = op.c.data,
                   .a = op.a.data,
                   .b = op.b.data,
@@ -330,9 +334,11 @@ void run(Cuda, Stream& stream, const GroupedMatmul& op) {
   const Index side = op.c.dtype == DType::bf16 ? kM : kSide;
   // A group ends with at most one tile that is not full.
   const dim3 blocks(cuda::grid(cuda::div_up(n, side)), cuda::grid(rows / side + std::min(rows, op.groups())));
-  if (op.c.dtype == DType::f32)
-    return op.transpose_b ? start(stream, product_f32_kernel<true>, blocks, 0, p, GroupedMatmul::name)
-                          : start(stream, product_f32_kernel<false>, blocks, 0, p, GroupedMatmul::name);
+  if (op.c.dtype == DType::f32) {
+    start(stream, op.transpose_b ? product_f32_kernel<true> : product_f32_kernel<false>, blocks, 0, p,
+          GroupedMatmul::name);
+    return activate();
+  }
   const bool wide = vectors(op.a) && vectors(op.b) && vectors(op.c);
   if (op.transpose_b)
     start(stream, wide ? product_kernel<true, true> : product_kernel<true, false>, blocks, kShared, p,
@@ -340,6 +346,7 @@ void run(Cuda, Stream& stream, const GroupedMatmul& op) {
   else
     start(stream, wide ? product_kernel<false, true> : product_kernel<false, false>, blocks, kShared, p,
           GroupedMatmul::name);
+  activate();
 }
 
 void run(Cuda, Stream& stream, const GroupedGradient& op) {

@@ -1,38 +1,45 @@
 #include "kernels/cuda/grouped_wgmma.h"
 
-#include <cuda.h>
-
 #include <algorithm>
 
-#include "kernels/cuda/device/dispatch.cuh"
+#include "kernels/cuda/device/hopper.cuh"
+#include "kernels/cuda/device/sigmoid.cuh"
 
 // Tiles of 128 x 256, by two warpgroups of 64 x 256; a third one loads, 64 of the sum at a time, four stages ahead.
 // Rows of the operand of 128 come one by one through cp.async, so that they may be gathered, and are zeros past the
 // group's end; the operand of 256 comes by TMA, with rows of the next group past the end, which meet those zeros.
 // Operands lie in shared memory as wgmma's 128-byte swizzle wants them: rows of 64 elements, in which 16-byte chunk c
-// of row r stands at c ^ r % 8. Blocks stay and take every gridDim-th tile.
+// of row r stands at c ^ r % 8. Blocks stay and take every gridDim-th tile. Results leave by way of two buffers of 8 kB
+// a warpgroup, which TMA empties while the next is filled and the next tile's products begin.
 
 namespace dstrain::cuda {
 
 namespace {
 
-constexpr int kM = 128, kN = 256, kK = 64, kStages = 4, kThreads = 384, kMostGroups = 1024;
+constexpr int kM = 128, kN = 256, kK = 64, kStages = 4, kThreads = 384, kMostGroups = 448;
 constexpr int kABytes = kM * kK * 2, kBBytes = kN * kK * 2, kStageBytes = kABytes + kBBytes;
-constexpr std::size_t kShared = 1024 + static_cast<std::size_t>(kStages) * kStageBytes;
+constexpr int kBufferBytes = 8192;  // 64 rows of 128 bytes
+constexpr int kBuffersAt = kStages * kStageBytes;
+constexpr std::size_t kShared = 1024 + static_cast<std::size_t>(kBuffersAt) + 4 * kBufferBytes;
 using Half = __nv_bfloat16;
 
 // gradient_swapped: c^T = b^T a, for a b that is gathered.
-enum class Kind { product, product_transposed, gradient, gradient_swapped };
+// product_activated: of a transposed b = [gate; up], a tile has 128 columns of each.
+enum class Kind { product, product_transposed, product_activated, gradient, gradient_swapped };
 template <Kind kKind>
 constexpr bool kIsGradient = kKind == Kind::gradient || kKind == Kind::gradient_swapped;
+template <Kind kKind>
+constexpr bool kTransposedB = kKind == Kind::product_transposed || kKind == Kind::product_activated;
+template <Kind kKind>
+constexpr int kColumns = kKind == Kind::product_activated ? kN / 2 : kN;
 
 struct Problem {
-  CUtensorMap b_map;
-  void* c;
+  CUtensorMap b_map, c_map, activated_map;
+  Half *c, *activated;  // of a product
   const Half* a;
   const std::int32_t *offsets, *a_rows;
-  Index c_row, a_row;
-  int groups, m, n, k;  // m: columns of a gradient's a; k: of a product
+  Index c_row, activated_row, a_row;
+  int groups, m, n, k;  // m: columns of a gradient's a; n: of gate where there is one; k: of a product
   bool accumulate;
 };
 
@@ -40,79 +47,6 @@ struct Problem {
 
 constexpr int kProducers = 128;
 constexpr int kChunkBytes = kK * 128;  // 64 rows of 64 elements
-
-__device__ inline unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
-
-__device__ inline void barrier_init(std::uint64_t* bar, int count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(count));
-}
-__device__ inline void barrier_arrive(std::uint64_t* bar) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
-}
-__device__ inline void barrier_expect(std::uint64_t* bar, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(bytes) : "memory");
-}
-__device__ inline void barrier_wait(std::uint64_t* bar, unsigned parity) {
-  asm volatile(
-      "{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@p bra done;\nbra "
-      "again;\ndone:\n}\n" ::"r"(shared_address(bar)),
-      "r"(parity)
-      : "memory");
-}
-// Arrives when every cp.async of the thread so far is done.
-__device__ inline void barrier_arrive_after_copies(std::uint64_t* bar) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(bar)) : "memory");
-}
-__device__ inline void copy_16(unsigned to, const Half* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-__device__ inline void load_box(unsigned to, const CUtensorMap* map, std::uint64_t* bar, int column, int row) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-          to),
-      "l"(map), "r"(shared_address(bar)), "r"(column), "r"(row)
-      : "memory");
-}
-
-// An operand in shared memory, 128-byte swizzle. Rows of the sum: `chunk` is the distance of 64-element pieces across.
-__device__ inline std::uint64_t descriptor(unsigned address, unsigned chunk) {
-  return static_cast<std::uint64_t>((address & 0x3ffffu) >> 4) | static_cast<std::uint64_t>(chunk >> 4) << 16 |
-         static_cast<std::uint64_t>(1024 >> 4) << 32 | 1ull << 62;
-}
-
-// d (64 x 256, of a warpgroup) += a b, 16 summed over.
-template <int kTransposeA, int kTransposeB>
-__device__ inline void wgmma(float (&d)[128], std::uint64_t a, std::uint64_t b) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
-      "%128, %129, p, 1, 1, %130, %131;\n}\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]), "+f"(d[64]),
-        "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]), "+f"(d[72]),
-        "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]), "+f"(d[80]),
-        "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), "+f"(d[88]),
-        "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95]), "+f"(d[96]),
-        "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]), "+f"(d[104]),
-        "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), "+f"(d[112]),
-        "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]),
-        "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
-      : "l"(a), "l"(b), "n"(kTransposeA), "n"(kTransposeB));
-}
 
 // The tiles of a block, in order: group, first row of the tile and the group's end (product), columns.
 template <Kind kKind>
@@ -132,7 +66,7 @@ struct Tiles {
     const int at = next - before, rows = size(group) / across;
     // Down first: neighbours share columns of b.
     row = at % rows * kM;
-    column = at / rows * kN;
+    column = at / rows * kColumns<kKind>;
     next += static_cast<int>(gridDim.x);
     return true;
   }
@@ -194,6 +128,9 @@ __device__ inline void produce(const Problem& p, unsigned memory, std::uint64_t*
         barrier_expect(full + stage, kBBytes);
         if constexpr (kKind == Kind::product_transposed) {
           load_box(b, &p.b_map, full + stage, s * kK, group * p.n + column);
+        } else if constexpr (kKind == Kind::product_activated) {
+          load_box(b, &p.b_map, full + stage, s * kK, group * 2 * p.n + column);
+          load_box(b + kBBytes / 2, &p.b_map, full + stage, s * kK, (group * 2 + 1) * p.n + column);
         } else {
           const int first = kIsGradient<kKind> ? begin + s * kK : group * p.k + s * kK;
 #pragma unroll
@@ -232,11 +169,182 @@ __device__ inline void produce(const Problem& p, unsigned memory, std::uint64_t*
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+// A warpgroup's two buffers.
+struct Staging {
+  unsigned memory;
+  int barrier;  // its own
+  unsigned next = 0;
+
+  __device__ unsigned buffer() const { return memory + next * kBufferBytes; }
+  // The next buffer may be written.
+  __device__ void begin() const {
+    if (threadIdx.x % 128 == 0) wait_stores_read<1>();
+    sync_warpgroup(barrier);
+  }
+  // It was written by all threads; store() starts its copies.
+  template <class F>
+  __device__ void end(F&& store) {
+    fence_async();
+    sync_warpgroup(barrier);
+    if (threadIdx.x % 128 == 0) {
+      store();
+      commit_stores();
+    }
+    next ^= 1;
+  }
+};
+
+__device__ inline void put_shared(unsigned to, float x) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
+}
+__device__ inline void put_shared(unsigned to, float x, float y) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(x), "f"(y) : "memory");
+}
+__device__ inline void put_shared(unsigned to, std::uint32_t x) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(x) : "memory");
+}
+
+__device__ inline std::uint32_t rounded_pair(float x, float y) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
+  return *reinterpret_cast<const std::uint32_t*>(&pair);
+}
+
+// The sum's registers: d[4 j + 2 half + e] is row 16 warp + lane / 4 + 8 half, column 8 j + lane % 4 * 2 + e. Every
+// buffer takes 32 columns of a gradient, 64 of a product; no two lanes of an access meet in a bank.
+template <Kind kKind>
+__device__ inline void store_gradient(const Problem& p, const float (&d)[128], Staging& staging, int group, int row,
+                                      int column) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
+  const auto put = [&](unsigned from, int x, int y) {
+    if (p.accumulate)
+      add_box(&p.c_map, from, x, y, group);
+    else
+      store_box(&p.c_map, from, x, y, group);
+  };
+#pragma unroll
+  for (int q = 0; q < kN / 32; ++q) {
+    if (column + 32 * q >= p.n) break;
+    staging.begin();
+    const unsigned to = staging.buffer();
+    if constexpr (kKind == Kind::gradient) {
+      const bool odd = lane / 4 % 2 != 0;  // these rows take their tiles in another order
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const unsigned line = to + (warp * 16 + lane / 4 + 8 * half) * 128 + lane % 2 * 8;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int here = 4 * (4 * q + i) + 2 * half, there = 4 * (4 * q + (i ^ 2)) + 2 * half;
+          const int chunk = 2 * (odd ? i ^ 2 : i) + lane % 4 / 2;
+          put_shared(line + ((chunk ^ lane / 4) << 4), odd ? d[there] : d[here], odd ? d[there + 1] : d[here + 1]);
+        }
+      }
+      staging.end([&] { put(to, column + 32 * q, row); });
+    } else {
+      const unsigned box = to + warp / 2 * (kBufferBytes / 2) + lane / 4 % 4 * 4;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int in_line = lane % 4 * 2 + e, chunk = warp % 2 * 4 + lane / 16 + 2 * half;
+            put_shared(box + (8 * j + in_line) * 128 + ((chunk ^ in_line) << 4), d[4 * (4 * q + j) + 2 * half + e]);
+          }
+        }
+      }
+      staging.end([&] {
+        put(to, row, column + 32 * q);
+        put(to + kBufferBytes / 2, row + 32, column + 32 * q);
+      });
+    }
+  }
+}
+
+// word(j, half): two columns, rounded, of tile j, 0 to 7.
+template <class F>
+__device__ inline void store_columns(Staging& staging, const CUtensorMap* map, int row, int column, int part,
+                                     F&& word) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
+  staging.begin();
+  const unsigned to = staging.buffer();
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const unsigned line = to + (warp * 16 + lane / 4 + 8 * half) * 128 + lane % 4 * 4;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) put_shared(line + ((j ^ lane / 4) << 4), word(j, half));
+  }
+  staging.end([&] { store_box(map, to, column, row, part); });
+}
+
+__device__ inline std::uint32_t sum_word(const float (&d)[128], int tile, int half) {
+  return rounded_pair(d[4 * tile + 2 * half], d[4 * tile + 2 * half + 1]);
+}
+
+// SwiGLU of what is stored of gate and up, 16 tiles on.
+__device__ inline std::uint32_t activated_word(const float (&d)[128], int tile, int half) {
+  const auto stored = [&](int at) { return to_float(from_float<Half>(d[at])); };
+  const int at = 4 * tile + 2 * half;
+  float y[2];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const float x = stored(at + e);
+    y[e] = x * sigmoid<Half>(x) * stored(at + 64 + e);
+  }
+  return rounded_pair(y[0], y[1]);
+}
+
+template <Kind kKind>
+__device__ inline void store_product(const Problem& p, const float (&d)[128], Staging& staging, int row, int column) {
+#pragma unroll
+  for (int q = 0; q < kColumns<kKind> / 64; ++q) {
+    const int c = column + 64 * q;
+    if (c >= p.n) break;
+    store_columns(staging, &p.c_map, row, c, 0, [&](int j, int half) { return sum_word(d, 8 * q + j, half); });
+    if constexpr (kKind == Kind::product_activated) {
+      store_columns(staging, &p.c_map, row, c, 1, [&](int j, int half) { return sum_word(d, 16 + 8 * q + j, half); });
+      store_columns(staging, &p.activated_map, row, c, 0,
+                    [&](int j, int half) { return activated_word(d, 8 * q + j, half); });
+    }
+  }
+}
+
+// A tile that the group ends in: the rows below are another group's.
+template <int kTiles, class F>
+__device__ inline void store_rows(Half* out, Index stride, int row, int end, int column, int columns, F&& word) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = row + warp * 16 + lane / 4 + 8 * half;
+#pragma unroll
+    for (int j = 0; j < kTiles; j += 4) {
+      std::uint32_t x[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[i] = word(j + i, half);
+      transpose_quad(x);
+      const int c = column + (j + lane % 4) * 8;
+      if (r < end && c < columns)
+        *reinterpret_cast<uint4*>(out + static_cast<Index>(r) * stride + c) = make_uint4(x[0], x[1], x[2], x[3]);
+    }
+  }
+}
+
+template <Kind kKind>
+__device__ inline void store_last_rows(const Problem& p, const float (&d)[128], int row, int end, int column) {
+  constexpr int kTiles = kColumns<kKind> / 8;
+  store_rows<kTiles>(p.c, p.c_row, row, end, column, p.n, [&](int j, int half) { return sum_word(d, j, half); });
+  if constexpr (kKind == Kind::product_activated) {
+    store_rows<kTiles>(p.c + p.n, p.c_row, row, end, column, p.n,
+                       [&](int j, int half) { return sum_word(d, kTiles + j, half); });
+    store_rows<kTiles>(p.activated, p.activated_row, row, end, column, p.n,
+                       [&](int j, int half) { return activated_word(d, j, half); });
+  }
+}
+
 template <Kind kKind>
 __device__ inline void consume(const Problem& p, unsigned memory, std::uint64_t* full, std::uint64_t* empty,
                                Tiles<kKind> tiles) {
-  const int group_of_warps = static_cast<int>(threadIdx.x) / 128 - 1, lane = static_cast<int>(threadIdx.x) % 32,
-            warp = static_cast<int>(threadIdx.x) / 32 % 4;
+  const int group_of_warps = static_cast<int>(threadIdx.x) / 128 - 1, lane = static_cast<int>(threadIdx.x) % 32;
+  Staging staging{memory + kBuffersAt + group_of_warps * 2 * kBufferBytes, 1 + group_of_warps};
   int row = 0, column = 0, stage = 0;
   unsigned parity = 0;
   while (tiles.advance(row, column)) {
@@ -255,7 +363,7 @@ __device__ inline void consume(const Problem& p, unsigned memory, std::uint64_t*
 #pragma unroll
       for (int k = 0; k < kK / 16; ++k) {
         constexpr int kStepAlong = 32, kStepAcross = 16 * 128;  // bytes of 16 of the sum
-        constexpr bool kAcrossA = kIsGradient<kKind>, kAcrossB = kKind != Kind::product_transposed;
+        constexpr bool kAcrossA = kIsGradient<kKind>, kAcrossB = !kTransposedB<kKind>;
         wgmma<kAcrossA, kAcrossB>(d, descriptor(a + k * (kAcrossA ? kStepAcross : kStepAlong), kChunkBytes),
                                   descriptor(b + k * (kAcrossB ? kStepAcross : kStepAlong), kChunkBytes));
       }
@@ -271,64 +379,15 @@ __device__ inline void consume(const Problem& p, unsigned memory, std::uint64_t*
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
     if (last >= 0 && lane == 0) barrier_arrive(empty + last);
 
-    const int first = row + group_of_warps * 64 + warp * 16 + lane / 4;  // and first + 8
-    if constexpr (kKind == Kind::gradient_swapped) {
-      const int c = column + lane % 4 * 2;
-      float* const out = static_cast<float*>(p.c) + (static_cast<Index>(group) * p.n + c) * p.c_row + first;
-      const bool low = first < p.m, high = first + 8 < p.m;
-      const auto put = [&](bool there, float* to, float v) {
-        if (there) *to = p.accumulate ? *to + v : v;
-      };
-#pragma unroll kN / 8
-      for (int j = 0; j < kN / 8; ++j) {      // registers of a tile: neighbours in c, then those 8 rows on
-        const bool inside = c + j * 8 < p.n;  // n is even
-        float* const to = out + j * 8 * p.c_row;
-        put(inside && low, to, d[4 * j]);
-        put(inside && low, to + p.c_row, d[4 * j + 1]);
-        put(inside && high, to + 8, d[4 * j + 2]);
-        put(inside && high, to + p.c_row + 8, d[4 * j + 3]);
-      }
-    } else if constexpr (kKind == Kind::gradient) {
-      float* const out = static_cast<float*>(p.c) + static_cast<Index>(group) * p.m * p.c_row;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int r = first + 8 * half;
-        if (r >= p.m) continue;
-        float* const to = out + static_cast<Index>(r) * p.c_row;
-#pragma unroll
-        for (int j = 0; j < kN / 8; ++j) {
-          const int c = column + j * 8 + lane % 4 * 2;
-          if (c >= p.n) continue;  // n is even
-          float2 v = make_float2(d[4 * j + 2 * half], d[4 * j + 2 * half + 1]);
-          if (p.accumulate) {
-            const float2 old = *reinterpret_cast<const float2*>(to + c);
-            v.x += old.x;
-            v.y += old.y;
-          }
-          *reinterpret_cast<float2*>(to + c) = v;
-        }
-      }
+    if constexpr (kIsGradient<kKind>) {
+      store_gradient<kKind>(p, d, staging, group, row + group_of_warps * 64, column);
+    } else if (begin + row + kM <= end) {
+      store_product<kKind>(p, d, staging, begin + row + group_of_warps * 64, column);
     } else {
-      Half* const out = static_cast<Half*>(p.c);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int r = begin + first + 8 * half;
-#pragma unroll
-        for (int j = 0; j < kN / 8; j += 4) {
-          std::uint32_t x[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const __nv_bfloat162 pair = __floats2bfloat162_rn(d[4 * (j + i) + 2 * half], d[4 * (j + i) + 2 * half + 1]);
-            x[i] = *reinterpret_cast<const std::uint32_t*>(&pair);
-          }
-          transpose_quad(x);
-          const int c = column + (j + lane % 4) * 8;
-          if (r < end && c < p.n)
-            *reinterpret_cast<uint4*>(out + static_cast<Index>(r) * p.c_row + c) = make_uint4(x[0], x[1], x[2], x[3]);
-        }
-      }
+      store_last_rows<kKind>(p, d, begin + row + group_of_warps * 64, end, column);
     }
   }
+  if (threadIdx.x % 128 == 0) wait_stores();
 }
 
 #endif
@@ -351,7 +410,7 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_kernel(const __grid_const
   __syncthreads();
   const Tiles<kKind> tiles{.offsets = offsets,
                            .groups = p.groups,
-                           .across = (p.n + kN - 1) / kN,
+                           .across = (p.n + kColumns<kKind> - 1) / kColumns<kKind>,
                            .down = (p.m + kM - 1) / kM,
                            .next = static_cast<int>(blockIdx.x)};
   if (threadIdx.x < kProducers) {
@@ -366,32 +425,13 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_kernel(const __grid_const
 #endif
 }
 
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
-                            const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                            CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-Encode encoder() {
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult result{};
-  cuda_check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result),
-             "cuTensorMapEncodeTiled");
-  require(found != nullptr, ExitCode::device, "the driver has no cuTensorMapEncodeTiled");
-  return reinterpret_cast<Encode>(found);
-}
-
-// (rows, columns) in boxes of `height` rows and 64 columns.
-CUtensorMap box_map(const Tensor& t, int height) {
-  static const Encode encode = encoder();
-  CUtensorMap map;
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(t.dim(1)), static_cast<cuuint64_t>(t.dim(0))};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(t.stride(0)) * sizeof(Half)};
-  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(height)}, steps[] = {1, 1};
-  const CUresult e = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, t.data, sizes, strides, box, steps,
-                            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  require(e == CUDA_SUCCESS, ExitCode::device, "cuTensorMapEncodeTiled of {}: error {}", t.to_string(),
-          static_cast<int>(e));
-  return map;
+// (rows, columns) bf16 in boxes of `height` rows and 64 columns, of `parts` equal parts of the columns.
+CUtensorMap box_map(const Tensor& t, int height, Index parts = 1) {
+  const Index columns = t.dim(1) / parts, row = t.stride(0) * static_cast<Index>(sizeof(Half));
+  return tensor_map({.data = t.data,
+                     .sizes = {columns, t.dim(0), parts},
+                     .strides = {row, parts == 1 ? row : columns * static_cast<Index>(sizeof(Half))},
+                     .box = {64, height, 1}});
 }
 
 template <Kind kKind>
@@ -419,6 +459,7 @@ bool fits(Index n) { return n < (Index{1} << 31); }
 }  // namespace
 
 bool can_run_wgmma(const GroupedMatmul& op) {
+  if (op.activated.defined() && (!aligned_rows(op.activated) || op.activated.dim(1) % 8 != 0)) return false;
   return op.c.dtype == DType::bf16 && aligned_rows(op.a) && aligned_rows(op.b) && aligned_rows(op.c) &&
          op.groups() <= kMostGroups && fits(op.b.dim(0)) && hopper();
 }
@@ -430,19 +471,29 @@ bool can_run_wgmma(const GroupedGradient& op) {
 }
 
 void grouped_matmul_wgmma(Stream& stream, const GroupedMatmul& op) {
-  const Problem p{.b_map = box_map(op.b, op.transpose_b ? kN : kK),
-                  .c = op.c.data,
+  const bool activated = op.activated.defined();
+  const Index n = op.c.dim(1) / (activated ? 2 : 1);
+  const Problem p{.b_map = box_map(op.b, activated        ? kN / 2
+                                         : op.transpose_b ? kN
+                                                          : kK),
+                  .c_map = box_map(op.c, kM / 2, activated ? 2 : 1),
+                  .activated_map = activated ? box_map(op.activated, kM / 2) : CUtensorMap{},
+                  .c = pointer<Half>(op.c),
+                  .activated = activated ? pointer<Half>(op.activated) : nullptr,
                   .a = pointer<Half>(op.a),
                   .offsets = op.offsets.as<std::int32_t>(),
                   .a_rows = op.rows_of.defined() ? op.rows_of.as<std::int32_t>() : nullptr,
                   .c_row = op.c.stride(0),
+                  .activated_row = activated ? op.activated.stride(0) : 0,
                   .a_row = op.a.stride(0),
                   .groups = static_cast<int>(op.groups()),
                   .m = 0,
-                  .n = static_cast<int>(op.c.dim(1)),
+                  .n = static_cast<int>(n),
                   .k = static_cast<int>(op.a.dim(1)),
                   .accumulate = false};
-  if (op.transpose_b)
+  if (activated)
+    start<Kind::product_activated>(stream, p, GroupedMatmul::name);
+  else if (op.transpose_b)
     start<Kind::product_transposed>(stream, p, GroupedMatmul::name);
   else
     start<Kind::product>(stream, p, GroupedMatmul::name);
@@ -452,12 +503,21 @@ void grouped_gradient_wgmma(Stream& stream, const GroupedGradient& op) {
   const bool swapped = op.b_rows_of.defined();
   const Tensor &a = swapped ? op.b : op.a, &b = swapped ? op.a : op.b;
   const Tensor& a_rows_of = swapped ? op.b_rows_of : op.a_rows_of;
+  const Index m = op.a.dim(1), n = op.b.dim(1);
   const Problem p{.b_map = box_map(b, kK),
-                  .c = op.c.data,
+                  .c_map = tensor_map({.dtype = DType::f32,
+                                       .data = op.c.data,
+                                       .sizes = {n, m, op.groups()},
+                                       .strides = {op.c.stride(0) * 4, op.c.stride(0) * 4 * m},
+                                       .box = {32, swapped ? 32 : kM / 2, 1}}),
+                  .activated_map = {},
+                  .c = nullptr,
+                  .activated = nullptr,
                   .a = pointer<Half>(a),
                   .offsets = op.offsets.as<std::int32_t>(),
                   .a_rows = a_rows_of.defined() ? a_rows_of.as<std::int32_t>() : nullptr,
-                  .c_row = op.c.stride(0),
+                  .c_row = 0,
+                  .activated_row = 0,
                   .a_row = a.stride(0),
                   .groups = static_cast<int>(op.groups()),
                   .m = static_cast<int>(a.dim(1)),

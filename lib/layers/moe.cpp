@@ -88,20 +88,20 @@ void Moe::shared_forward(Context& context, Arena& memory, Kept& kept) const {
   launch(context.stream, Matmul{.c = context.branch, .a = kept.shared_active, .b = down.compute, .transpose_b = true});
 }
 
-void Moe::gate_up_forward(Context& context, const Work& work) const {
+void Moe::gate_up_forward(Context& context, const Work& work, const Tensor& activated) const {
   launch(context.stream, GroupedMatmul{.c = work.gate_up,
                                        .a = work.x,
                                        .b = gate_up_.compute,
                                        .offsets = work.offsets,
                                        .rows_of = work.row_at,
-                                       .transpose_b = true});
+                                       .transpose_b = true,
+                                       .activated = activated});
 }
 
 void Moe::experts_forward(Context& context, const Work& work, const Tensor& y, const Tensor& start) const {
   const Index places = work.gate_up.dim(0);
-  gate_up_forward(context, work);
   const Tensor active = context.scratch.allocate({places, down_.shape[1]}, y.dtype);
-  launch(context.stream, SwiGluForward{.y = active, .gate_up = work.gate_up});
+  gate_up_forward(context, work, active);
   const Tensor outputs = context.scratch.allocate({places, y.dim(1)}, y.dtype);
   launch(context.stream,
          GroupedMatmul{.c = outputs, .a = active, .b = down_.compute, .offsets = work.offsets, .transpose_b = true});
@@ -241,7 +241,7 @@ void Moe::exchange_backward(Context& context, const Kept& kept, const Tensor& dy
     const Work work = received(context, here, arrived[0], arrived[1], arrived[2]);
     {
       const Uncounted again(context.stream, context.stream.device() == Device::dry);
-      gate_up_forward(context, work);
+      gate_up_forward(context, work, {});
     }
     const std::array gradients{context.scratch.allocate(arrived[3].shape, dy.dtype),
                                context.scratch.allocate(arrived[2].shape)};

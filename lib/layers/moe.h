@@ -48,7 +48,7 @@ class Moe final : public Layer {
   };
   void route(Context& context, Arena& memory, Kept& kept) const;
   void shared_forward(Context& context, Arena& memory, Kept& kept) const;
-  void gate_up_forward(Context& context, const Work& work) const;
+  void gate_up_forward(Context& context, const Work& work, const Tensor& activated) const;
   // y (rows, C) = start + the experts' part of each row.
   void experts_forward(Context& context, const Work& work, const Tensor& y, const Tensor& start) const;
   // Each adds its part to dnorm (rows, C), which the first one overwrites.

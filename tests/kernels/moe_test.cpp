@@ -5,6 +5,7 @@
 #include "kernels/experts.h"
 #include "kernels/grouped_matmul.h"
 #include "kernels/mla.h"
+#include "kernels/swiglu.h"
 #include "tests/kernels/op_case.h"
 
 using namespace dstrain;
@@ -111,9 +112,43 @@ TEST_CASE("grouped_matmul") {
         check_product({{0, 0}}, 8, 8, dtype, transpose_b, gather, 0);
       }
   check_product({std::vector<Index>(70, 3)}, 16, 16, DType::bf16, true, true, 0);
+  // Whole tiles and one that the group ends in; columns that end in a buffer.
+  for (const bool transpose_b : {false, true}) check_product({{256, 130}}, 360, 72, DType::bf16, transpose_b, false, 8);
   // More steps than a pipeline of loads has stages, more tiles than one, the last ones not full.
   for (const bool transpose_b : {false, true})
     check_product({{150, 0, 7, 40}}, 272, 456, DType::bf16, transpose_b, true, 0);
+}
+
+// Of gate and up and their activation in one op as of two ops, to the bit.
+TEST_CASE("grouped_matmul: activated") {
+  const auto check = [](const Groups& groups, Index inner, Index k, DType dtype, Index gap) {
+    CAPTURE(groups.rows(), groups.count(), inner, k, name_of(dtype), gap);
+    for_each_run([&](OpCase& t) {
+      const Index rows = groups.rows();
+      const Tensor a = t.normal({17, k}, dtype), b = t.normal({groups.count() * 2 * inner, k}, dtype);
+      const Tensor offsets = t.values({groups.count() + 1}, DType::i32, groups.offsets());
+      const Tensor rows_of = t.integers({rows}, DType::i32, 0, 17);
+      const Tensor c = t.unset({rows, 2 * inner}, dtype, gap), y = t.unset({rows, inner}, dtype, gap);
+      const Tensor c_alone = t.unset({rows, 2 * inner}, dtype), y_alone = t.unset({rows, inner}, dtype);
+      GroupedMatmul op{.c = c, .a = a, .b = b, .offsets = offsets, .rows_of = rows_of, .transpose_b = true};
+      op.activated = y;
+      t.launch(op);
+      op.c = c_alone;
+      op.activated = {};
+      t.launch(op);
+      t.launch(SwiGluForward{.y = y_alone, .gate_up = c_alone});
+      if (!t.compare()) return;
+      const Doubles none(static_cast<std::size_t>(rows * 2 * inner), 0.0);
+      t.expect("c", c, to_doubles(c_alone), none);
+      t.expect("activated", y, to_doubles(y_alone), Doubles(static_cast<std::size_t>(rows * inner), 0.0));
+    });
+  };
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    check({{3, 0, 5, 1}}, 7, 9, dtype, 3);
+    check({{150, 0, 7, 256}}, 136, 456, dtype, 8);
+    check({{0, 300}}, 256, 72, dtype, 0);
+    check({{0, 0}}, 8, 8, dtype, 0);
+  }
 }
 
 TEST_CASE("grouped_gradient") {
@@ -126,7 +161,7 @@ TEST_CASE("grouped_gradient") {
         check_group_gradient({{0}}, 8, 8, dtype, write, gathers);
       }
   for (const Write write : {Write::overwrite, Write::accumulate})
-    for (const int gathers : {0, 1, 2}) check_group_gradient({{430, 0, 3, 70}}, 152, 272, DType::bf16, write, gathers);
+    for (const int gathers : {0, 1, 2}) check_group_gradient({{430, 0, 3, 70}}, 152, 304, DType::bf16, write, gathers);
 }
 
 namespace {
@@ -374,4 +409,12 @@ TEST_CASE("grouped_matmul: what it rejects") {
                offsets = t.values({3}, DType::i32, {0, 2, 4});
   check_rejects([&] { t.launch(GroupedMatmul{.c = c, .a = a, .b = b, .offsets = offsets, .transpose_b = true}); },
                 "grouped_matmul: b");
+  const Tensor y = t.unset({4, 1}, DType::f32), rows_b = t.normal({4, 3}, DType::f32),
+               plain_b = t.normal({6, 2}, DType::f32);
+  GroupedMatmul op{.c = c, .a = a, .b = rows_b, .offsets = offsets, .transpose_b = true, .activated = c};
+  check_rejects([&] { t.launch(op); }, "grouped_matmul: activated");
+  op.activated = y;
+  op.b = plain_b;
+  op.transpose_b = false;
+  check_rejects([&] { t.launch(op); }, "not transposed");
 }
