@@ -42,6 +42,7 @@ TEST_CASE("kill -9 at 50 random moments of a save leaves a good checkpoint", "[c
     const Index step = load(t.path, 9, 1, &lines);
     CHECK(lines.empty());
     CHECK((step == newest || step == newest + 1));
+    CHECK(broken(t.path) == 0);
     if (WIFEXITED(status)) CHECK((WEXITSTATUS(status) == 0 && step == newest + 1));
     newest = step;
   }

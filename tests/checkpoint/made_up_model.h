@@ -173,6 +173,17 @@ inline Index load(const std::string& directory, unsigned seed, int ranks = 1, st
   return step;
 }
 
+// How many of those that have a checkpoint's name are not whole.
+inline int broken(const std::string& directory, const Files& files = system_files()) {
+  int found = 0;
+  for (const Index step : list_steps(files, directory)) try {
+      Checkpoint::open(files, join_path(directory, step_name(step)));
+    } catch (const Error&) {
+      ++found;
+    }
+  return found;
+}
+
 inline std::string slurp(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), {}};

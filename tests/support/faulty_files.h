@@ -31,6 +31,8 @@ class FaultyFiles final : public ForwardingFiles {
   explicit FaultyFiles(const Files& real, Fault fault = {}) : ForwardingFiles(real), fault_(std::move(fault)) {}
   int calls() const { return calls_; }
   bool failed() const { return failed_; }
+  // Whether a call failed without which bytes may be missing on the disk: whoever goes on over it tells a lie.
+  bool lost_bytes() const { return lost_bytes_; }
 
   std::unique_ptr<File> open(const std::string& path, OpenMode mode) const override {
     count("open", path, mode == OpenMode::read ? ExitCode::data : ExitCode::write);
@@ -111,6 +113,8 @@ class FaultyFiles final : public ForwardingFiles {
     const int call = ++calls_;
     if (fault_.at == 0 || call < fault_.at || (!fault_.sticky && call >= fault_.at + fault_.count)) return;
     failed_ = true;
+    for (const char* const lossy : {"write", "truncate", "sync", "close", "sync_directory"})
+      if (std::strcmp(what, lossy) == 0) lost_bytes_ = true;
     const std::string text =
         format("injected: cannot {} {} (call {}): {}", what, path, call, std::strerror(fault_.error));
     if (fault_.unknown) throw std::runtime_error(text);
@@ -119,7 +123,7 @@ class FaultyFiles final : public ForwardingFiles {
 
   Fault fault_;
   mutable std::atomic<int> calls_{0};
-  mutable std::atomic<bool> failed_{false};
+  mutable std::atomic<bool> failed_{false}, lost_bytes_{false};
 };
 
 }  // namespace dstrain::test

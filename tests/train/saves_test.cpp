@@ -148,6 +148,12 @@ void kill_saves(int kills, unsigned seed) {
       ++unusable;
     }
     unusable += !lines.empty();
+    for (const Index older : list_steps(system_files(), checkpoints_directory(run))) try {
+        Checkpoint::open(system_files(), checkpoints_directory(run) + "/" + step_name(older));
+      } catch (const Error& e) {
+        WARN(e.what());
+        ++unusable;
+      }
     if (step > 0 && state_hash(run, step) != clean[static_cast<std::size_t>(step)]) ++wrong;
     published += step > 0;
     if (step == kEnd) std::filesystem::remove_all(run);
@@ -483,8 +489,13 @@ TEST_CASE("storage that never answers again ends the run with an error, not in s
   CHECK(list_steps(system_files(), checkpoints_directory(run)) == std::vector<Index>{50});
   CHECK(files->waiting() == 1);
   CHECK_THAT(slurp_text(run + "/exit.json"), Contains("\"code\":5"));
+  const auto threads = [] {
+    return std::distance(std::filesystem::directory_iterator("/proc/self/task"), std::filesystem::directory_iterator());
+  };
+  const auto left = threads();
   files->release();  // the thread that was left comes back, touches nothing and sleeps
   usleep(100000);
+  CHECK(threads() == left);
   CHECK(list_steps(system_files(), checkpoints_directory(run)) == std::vector<Index>{50});
   CHECK(train_tiny(f.yaml(kSmall, "gone"), 2, {"parallel.data=2", "eval.every=0", "training.steps=100"}) ==
         ExitCode::ok);
