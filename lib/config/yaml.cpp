@@ -4,6 +4,7 @@
 #include <yaml-cpp/exceptions.h>
 #include <yaml-cpp/parser.h>
 
+#include <new>
 #include <sstream>
 #include <unordered_map>
 
@@ -219,6 +220,8 @@ YamlTree parse_yaml(const std::string& text, std::vector<Problem>& problems) {
   } catch (const YAML::Exception& e) {
     problems.push_back({e.mark.is_null() ? Mark{1, 1} : Mark{e.mark.line + 1, e.mark.column + 1}, "",
                         "not valid YAML: " + shown(e.msg)});
+  } catch (const std::bad_alloc&) {  // says nothing of the file
+    throw;
   } catch (const std::exception& e) {
     problems.push_back({{1, 1}, "", std::string("cannot be read as YAML: ") + shown(e.what())});
   }

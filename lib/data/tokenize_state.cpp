@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <new>
 #include <nlohmann/json.hpp>
 
 #include "lib/config/yaml.h"
@@ -153,6 +154,8 @@ TokenizeStatistics TokenizeState::read_statistics() const {
     TokenizeStatistics s{.train = side_of(json.at("train"), directory), .empty = json.at("empty")};
     if (json.contains("eval")) s.eval = side_of(json.at("eval"), directory);
     return s;
+  } catch (const std::bad_alloc&) {
+    throw;
   } catch (const std::exception& e) {
     fail(ExitCode::data, "{}: not the statistics of a tokenize: {}", statistics_path(), shown(e.what()));
   }
