@@ -14,47 +14,12 @@
 #include "lib/core/transfer.h"
 #include "lib/layers/host_batch.h"
 #include "lib/model/params.h"
-#include "lib/pipeline/schedule.h"
 
 namespace dstrain {
 
 namespace {
+
 constexpr std::size_t kScalarBytes = 6 * Arena::kAlign;
-}
-
-StepShape step_shape(const Config& c) {
-  return {.micro_batches = c.training.global_batch_size / (c.parallel.data * c.training.micro_batch_size),
-          .micro_batch_size = c.training.micro_batch_size,
-          .length = c.training.sequence_length};
-}
-
-namespace {
-
-Program job_program(const Config& c, const std::string& schedule) {
-  return make_schedule(schedule, static_cast<int>(c.parallel.pipeline), static_cast<int>(step_shape(c).micro_batches));
-}
-
-Program single_program(const Config& c, const std::string& schedule) {
-  return make_schedule(schedule, static_cast<int>(c.parallel.pipeline), 1);
-}
-
-}  // namespace
-
-Program train_program(const Config& c) { return job_program(c, c.parallel.schedule); }
-
-namespace {
-
-StagePlace place_of(const Config& c, const Coordinates& at, Index mtp_depths) {
-  const auto stages = static_cast<int>(c.parallel.pipeline);
-  return {.layers = partition(c.model, c.training.sequence_length, stages)[static_cast<std::size_t>(at.pipeline)],
-          .first = at.pipeline == 0,
-          .last = at.pipeline == stages - 1,
-          .shard = {at.tensor, static_cast<int>(c.parallel.tensor)},
-          .experts = {at.data % static_cast<int>(c.parallel.expert), static_cast<int>(c.parallel.expert)},
-          .balance_alpha = c.model.deepseek() ? static_cast<float>(c.moe.balance_loss_alpha) : 0.0f,
-          .mtp_depths = mtp_depths,
-          .mtp_post_norm = c.mtp.input == "post_norm"};
-}
 
 WeightFormat weight_format(const PrecisionConfig& p, EngineUse use) {
   return {.compute = p.compute == "bfloat16" ? DType::bf16 : DType::f32,
@@ -63,14 +28,6 @@ WeightFormat weight_format(const PrecisionConfig& p, EngineUse use) {
 }
 
 }  // namespace
-
-ComputeSettings compute_settings(const Config& c) {
-  return {.deterministic = c.run.deterministic,
-          .tf32 = c.precision.tf32,
-          .attention = c.cuda.attention == "cudnn"    ? AttentionChoice::cudnn
-                       : c.cuda.attention == "native" ? AttentionChoice::native
-                                                      : AttentionChoice::automatic};
-}
 
 Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device device, Device target, int threads,
                const EngineSizes& sizes, EngineUse use)
@@ -115,7 +72,7 @@ Engine::Engine(const Config& config, World& world, const Mesh& mesh, Device devi
                                                                .receive_factor = config_.moe.receive_factor},
                                          expert_stream_ ? &*expert_stream_ : nullptr);
   }
-  stage_ = std::make_unique<Stage>(build_stage(config_.model, place_of(config_, at_, mtp_depths_)), device, target,
+  stage_ = std::make_unique<Stage>(build_stage(config_.model, stage_place(config_, at_, mtp_depths_)), device, target,
                                    *groups_.tensor, slots, batches.micro_batch_size * batches.length, format.compute,
                                    sizes.stage, training, experts_.get());
   params_ = std::make_unique<ParamArena>(stage_->model(), device, config_.parallel.bucket_bytes, format);
@@ -489,52 +446,6 @@ StepResult Engine::gradients(std::span<const Batch> micro_batches, const ValidTo
   enqueue_gradients(micro_batches, valid_tokens, 0, stop, {}, {});
   enqueue_result();
   return take_result();
-}
-
-double Engine::evaluate(std::span<const Batch> micro_batches) {
-  const Tensor loss = result_.slice(0, 1, 2);
-  launch(stream_, Fill{.y = loss});
-  execute(eval_program_, *stage_, *groups_.pipeline, stream_, micro_batches, {.mode = Mode::eval, .loss = loss});
-  if (at_.tensor != 0) launch(stream_, Fill{.y = loss});
-  if (groups_.replica->size() > 1) groups_.replica->all_reduce(stream_, loss);
-  if (groups_.model->size() > 1) groups_.model->all_reduce(stream_, loss);
-  double sum = 0;
-  download(stream_, &sum, loss);
-  stream_.synchronize();
-  return sum;
-}
-
-std::vector<double> Engine::evaluate_samples(std::span<const Batch> micro_batches) {
-  Index own = 0;
-  for (const Batch& b : micro_batches) own += b.batch;
-  const Index ranks = groups_.replica->size(), first = groups_.replica->rank() * own;
-  const Buffer memory("losses of samples", device_, static_cast<std::size_t>(ranks * own) * sizeof(double));
-  const Tensor all(memory.data(), DType::f64, device_, {ranks * own});
-  launch(stream_, Fill{.y = all});
-  execute(eval_program_, *stage_, *groups_.pipeline, stream_, micro_batches,
-          {.mode = Mode::eval, .sample_losses = all.slice(0, first, first + own)});
-  // Every tensor rank has computed the losses: one of them counts.
-  if (at_.tensor != 0) launch(stream_, Fill{.y = all});
-  if (ranks > 1) groups_.replica->all_reduce(stream_, all);
-  if (groups_.model->size() > 1) groups_.model->all_reduce(stream_, all);
-  std::vector<double> losses(static_cast<std::size_t>(ranks * own));
-  download(stream_, losses.data(), all);
-  stream_.synchronize();
-  return losses;
-}
-
-void Engine::decode(const Batch& batch, KvCache& cache, const Tensor& logits) {
-  const auto read = [&] {
-    if (!stage_->model().head) return;
-    Tensor last = stage_->output();  // (B * T, C) -> (B, C), every sample's last row
-    last.data += static_cast<std::size_t>((batch.length - 1) * last.stride(0)) * size_of(last.dtype);
-    last.shape = {batch.batch, last.dim(1)};
-    last.strides = {batch.length * last.stride(0), 1};
-    stage_->logits(stream_, last, logits);
-  };
-  execute(decode_program_, *stage_, *groups_.pipeline, stream_, {&batch, 1},
-          {.mode = Mode::decode, .cache = &cache, .forward_done = read});
-  stream_.synchronize();
 }
 
 std::vector<float> Engine::read(const Param& param, Role role) {

@@ -20,6 +20,7 @@
 #include "lib/pipeline/executor.h"
 #include "lib/pipeline/stage.h"
 #include "lib/train/guard.h"
+#include "lib/train/job_shape.h"
 #include "lib/train/op_watch.h"
 
 namespace dstrain {
@@ -68,17 +69,6 @@ struct StepChecks {
   bool replicas = false;   // sum up weights and moments
   bool any() const { return recompute || replicas; }
 };
-
-// The part of a step that every rank must know the same of: counts of micro-batches follow from the config alone.
-struct StepShape {
-  Index micro_batches = 0;  // a step and data rank
-  Index micro_batch_size = 0;
-  Index length = 0;
-};
-StepShape step_shape(const Config& config);
-
-// What the job lets its ops do.
-ComputeSettings compute_settings(const Config& config);
 
 class Engine {
  public:
@@ -237,8 +227,5 @@ class Engine {
   Index mtp_depths_ = 0;  // that this engine trains
   double mtp_loss_weight_ = 0;
 };
-
-// The pipeline program of a job's training step, for all stages.
-Program train_program(const Config& config);
 
 }  // namespace dstrain
