@@ -2,8 +2,8 @@
 
 #include <csignal>
 #include <cstdio>
+#include <ctime>
 
-#include "lib/core/clock.h"
 #include "lib/core/hdf5.h"
 #include "tests/checkpoint/made_up_model.h"
 #include "tests/support/catch.h"
@@ -66,7 +66,7 @@ void damaged_shards(int count, unsigned seed) {
       for (const int signal : {SIGSEGV, SIGABRT, SIGBUS, SIGFPE}) std::signal(signal, SIG_DFL);
       for (const std::string& input : inputs) {
         spill(path, input);
-        const double begin = system_clock().now();
+        const std::clock_t begin = std::clock();  // processor time: other processes do not count
         char result = 'o';
         try {
           const Hdf5File file = Hdf5File::open(system_files(), path, ExitCode::checkpoint);
@@ -84,7 +84,7 @@ void damaged_shards(int count, unsigned seed) {
           result = e.code() == ExitCode::checkpoint ? 'r' : 'o';
         } catch (...) {
         }
-        if (system_clock().now() - begin > 1) result = 's';
+        if (std::clock() - begin > CLOCKS_PER_SEC) result = 's';
         if (write(pipes[1], &result, 1) != 1) _exit(1);
       }
       _exit(0);
