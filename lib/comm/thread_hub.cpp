@@ -80,7 +80,7 @@ class ThreadTransport final : public Transport {
 };
 
 ThreadHub::ThreadHub(int ranks)
-    : interrupted_(static_cast<std::size_t>(ranks)), ended_(static_cast<std::size_t>(ranks), 0) {}
+    : interrupted_(static_cast<std::size_t>(ranks)), ended_(static_cast<std::size_t>(ranks), End::none) {}
 
 std::unique_ptr<Transport> ThreadHub::connect(int rank, int traffic, const std::vector<int>& members) {
   const auto at = std::find(members.begin(), members.end(), rank);
@@ -100,8 +100,14 @@ void ThreadHub::notify_all() {
 std::string ThreadHub::trouble(int rank, int peer) const {
   if (!aborted_.empty()) return aborted_;
   if (const auto& why = interrupted_[static_cast<std::size_t>(rank)]; !why.empty()) return why;
-  if (ended_[static_cast<std::size_t>(peer)])
-    return format("rank {} has ended, while rank {} waits for it", peer, rank);
+  switch (ended_[static_cast<std::size_t>(peer)]) {
+    case End::none:
+      return {};
+    case End::finished:
+      return format("rank {} has ended, while rank {} waits for it", peer, rank);
+    case End::failed:
+      return failure_;
+  }
   return {};
 }
 
@@ -119,7 +125,14 @@ void ThreadHub::interrupt(int rank, const std::string& why) {
 
 void ThreadHub::finish(int rank) {
   const std::scoped_lock lock(mutex_);
-  ended_[static_cast<std::size_t>(rank)] = 1;
+  ended_[static_cast<std::size_t>(rank)] = End::finished;
+  notify_all();
+}
+
+void ThreadHub::fail(int rank, const std::string& why) {
+  const std::scoped_lock lock(mutex_);
+  if (failure_.empty()) failure_ = why.empty() ? "failed" : why;
+  ended_[static_cast<std::size_t>(rank)] = End::failed;
   notify_all();
 }
 

@@ -29,9 +29,13 @@ class ThreadHub : public std::enable_shared_from_this<ThreadHub> {
   void interrupt(int rank, const std::string& why);
   // Rank `rank` takes part in nothing more: peers that wait for it get Error{lost}.
   void finish(int rank);
+  // The same, because it failed: they are told why the first one did. Who waits for others goes on, so that what all
+  // were just agreeing upon comes to its end on every rank.
+  void fail(int rank, const std::string& why);
 
  private:
   friend class ThreadTransport;
+  enum class End : unsigned char { none, finished, failed };
   struct Message {
     enum class State { posted, claimed, done };
     std::byte* data;
@@ -56,8 +60,9 @@ class ThreadHub : public std::enable_shared_from_this<ThreadHub> {
   std::map<std::tuple<int, std::vector<int>, int>, std::shared_ptr<Channel>> channels_;  // traffic, members, n-th call
   std::map<std::tuple<int, std::vector<int>, int>, int> calls_;                          // traffic, members, rank
   std::string aborted_;
+  std::string failure_;  // of the first rank that failed
   std::vector<std::string> interrupted_;
-  std::vector<char> ended_;
+  std::vector<End> ended_;
 };
 
 }  // namespace dstrain

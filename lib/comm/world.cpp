@@ -277,7 +277,7 @@ void run_threads(int ranks, const std::function<void(World&)>& body) {
         const std::scoped_lock lock(mutex);
         if (!first) first = std::current_exception();
       }
-      hub->abort(why_failed(rank));
+      hub->fail(rank, why_failed(rank));
     }
   };
   std::vector<std::thread> threads;

@@ -1,3 +1,4 @@
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -95,6 +96,27 @@ TEST_CASE("when a rank throws or leaves, its peers learn which", "[comm]") {
     CHECK_THROWS_WITH(run_threads(3, fails), "bad tokens");
     REQUIRE(heard.size() == 2);
     for (const auto& text : heard) CHECK(text == "rank 1 failed: bad tokens");
+  }
+  SECTION("throws: what others do without it comes to its end") {
+    std::atomic<bool> thrown{false};
+    std::atomic<int> ended{0};
+    const auto fails = [&](World& world) {
+      if (world.rank() == 2) {
+        thrown = true;
+        fail(ExitCode::data, "bad tokens");
+      }
+      Host host;
+      const std::vector<int> pair = {0, 1};
+      const auto group = world.group(Poster::compute, GroupKind::control, pair);
+      if (world.rank() == 1) {
+        while (!thrown) std::this_thread::yield();
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      }
+      group->barrier(host.stream);
+      ++ended;
+    };
+    CHECK_THROWS_WITH(run_threads(3, fails), "bad tokens");
+    CHECK(ended == 2);
   }
   SECTION("returns early") {
     CHECK_THROWS_WITH(run_threads(3, [&](World& w) { waits(w, [] {}); }),
