@@ -84,7 +84,7 @@ std::vector<T> take(const std::string& from, std::size_t& at) {
   std::memcpy(&count, from.data() + at, sizeof count);
   at += sizeof count;
   std::vector<T> out(count);
-  std::memcpy(out.data(), from.data() + at, count * sizeof(T));
+  if (count > 0) std::memcpy(out.data(), from.data() + at, count * sizeof(T));
   at += count * sizeof(T);
   return out;
 }
