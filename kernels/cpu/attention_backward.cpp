@@ -77,6 +77,9 @@ void backward_head(const AttentionBackward& op, Index sample, Index head, const 
             p_row[j] = probability;
           }
         }
+        // Of one key the probability is 1 whatever its score; Adam would turn what rounding leaves into whole updates.
+        if (cpu::keys_seen(op, first + i) - cpu::first_key(op, sample, first + i) == 1)
+          std::fill(ds_row, ds_row + keys, 0.0f);
         for (float* const row : {p_row, ds_row}) {
           std::fill(row, row + from, 0.0f);
           std::fill(row + seen, row + keys, 0.0f);

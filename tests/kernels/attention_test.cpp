@@ -474,6 +474,32 @@ TEST_CASE("attention: large scores neither overflow nor lose the largest") {
   t.expect_equal("lse", lse, {1e4});
 }
 
+// Its probability is 1 whatever the score. What rounding would leave, Adam turns into whole updates. On the CPU.
+TEST_CASE("attention: where one key is seen the score's gradient is exactly zero") {
+  OpCase t(1, true);
+  constexpr Index kRows = 5, kSize = 37;
+  const auto make = [&] { return t.normal({1, kRows, 2, kSize}, DType::f32); };
+  const auto unset = [&] { return t.unset({1, kRows, 2, kSize}, DType::f32); };
+  const Tensor q = make(), k = make(), v = make(), dout = make(), o = unset(), lse = t.unset({1, 2, kRows}, DType::f32);
+  const Tensor first_keys = t.values({1, kRows}, DType::i32, documents({1, 1, 1, 1, 1}));
+  t.launch(AttentionForward{.o = o, .lse = lse, .q = q, .k = k, .v = v, .scale = 0.3f, .first_keys = first_keys});
+  const Tensor dq = unset(), dk = unset(), dv = unset();
+  t.launch(AttentionBackward{.dq = dq,
+                             .dk = dk,
+                             .dv = dv,
+                             .dout = dout,
+                             .o = o,
+                             .lse = lse,
+                             .q = q,
+                             .k = k,
+                             .v = v,
+                             .scale = 0.3f,
+                             .first_keys = first_keys});
+  const Doubles zeros(static_cast<std::size_t>(kRows * 2 * kSize), 0.0);
+  t.expect_equal("dq", dq, zeros);
+  t.expect_equal("dk", dk, zeros);
+}
+
 TEST_CASE("attention: what it rejects, and its cost") {
   OpCase t(1, true);
   const Tensor q = t.normal({1, 4, 3, 8}, DType::f32), k = t.normal({1, 4, 2, 8}, DType::f32),
