@@ -1,14 +1,15 @@
 #pragma once
 // Queries and keys of multi-head latent attention (DeepSeek-AI, "DeepSeek-V2", 2024): of every head the last Dr
-// elements carry the position, rotated as adjacent pairs; the key's are shared by all heads.
+// elements carry the position, rotated in pairs; the key's are shared by all heads.
 
 #include "kernels/op.h"
 
 namespace dstrain {
 
 // In one pass: q's last Dr elements of every head are rotated in place, and k = [kv's first Dn | shared, rotated].
-// Pair (2i, 2i + 1) turns by positions * inverse_frequencies[i]; both are multiplied by attention_factor. Hugging
-// Face's rope_interleave gives the same scores: it permutes queries and keys alike.
+// Pair i turns by positions * inverse_frequencies[i]; both are multiplied by attention_factor. It is (2i, 2i + 1), or
+// without `neighbours` (i, i + Dr/2). Hugging Face's rope_interleave gives the same scores: it permutes queries and
+// keys alike.
 struct MlaHeads {
   static constexpr const char* name = "mla_heads";
   Tensor q;                    // (rows, H, Dn + Dr) strided, updated
@@ -18,6 +19,7 @@ struct MlaHeads {
   Tensor positions;            // (rows) i32
   Tensor inverse_frequencies;  // (Dr / 2) f32
   float attention_factor = 1;
+  bool neighbours = true;
 
   void validate() const;
   Cost cost() const;
@@ -37,6 +39,7 @@ struct MlaHeadsGradient {
   Tensor positions;            // (rows) i32
   Tensor inverse_frequencies;  // (Dr / 2) f32
   float attention_factor = 1;
+  bool neighbours = true;
 
   void validate() const;
   Cost cost() const;

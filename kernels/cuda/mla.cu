@@ -24,6 +24,7 @@ struct Heads {
   const float* frequencies;
   Index heads, nope, pairs;
   float factor;
+  Index step, other;  // pair i is (step * i, step * i + other)
 };
 
 // A block takes a row. Cosines and sines of its pairs go to shared memory first.
@@ -38,10 +39,10 @@ __device__ void angles(const Heads& a, Index row, float* cosines, float* sines) 
 }
 
 template <class T>
-__device__ void rotate(T* pair, float cosine, float sine) {
-  const float x = cuda::to_float(pair[0]), y = cuda::to_float(pair[1]);
+__device__ void rotate(T* pair, Index other, float cosine, float sine) {
+  const float x = cuda::to_float(pair[0]), y = cuda::to_float(pair[other]);
   pair[0] = cuda::from_float<T>(x * cosine - y * sine);
-  pair[1] = cuda::from_float<T>(y * cosine + x * sine);
+  pair[other] = cuda::from_float<T>(y * cosine + x * sine);
 }
 
 // Copies the first `nope` elements of every head, N at a time.
@@ -64,19 +65,19 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Heads a) {
   angles(a, row, cosines, sines);
   __syncthreads();
   for (Index i = threadIdx.x; i < a.pairs; i += kThreads) {
-    const T* const from = a.shared.at<T>(row, 0) + 2 * i;
+    const T* const from = a.shared.at<T>(row, 0) + a.step * i;
     key[2 * i] = from[0];
-    key[2 * i + 1] = from[1];
-    rotate(key + 2 * i, cosines[i], sines[i]);
+    key[2 * i + 1] = from[a.other];
+    rotate(key + 2 * i, 1, cosines[i], sines[i]);
   }
   __syncthreads();
   copy_heads<T, N>(a.k, a.kv, row, a.heads, a.nope);
   for (Index item = threadIdx.x; item < a.heads * a.pairs; item += kThreads) {
     const Index h = item / a.pairs, i = item % a.pairs;
-    rotate(a.q.at<T>(row, h) + a.nope + 2 * i, cosines[i], sines[i]);
-    T* const k = a.k.at<T>(row, h) + a.nope + 2 * i;
+    rotate(a.q.at<T>(row, h) + a.nope + a.step * i, a.other, cosines[i], sines[i]);
+    T* const k = a.k.at<T>(row, h) + a.nope + a.step * i;
     k[0] = key[2 * i];
-    k[1] = key[2 * i + 1];
+    k[a.other] = key[2 * i + 1];
   }
 }
 
@@ -91,18 +92,18 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Heads a) {
   copy_heads<T, N>(a.kv, a.k, row, a.heads, a.nope);
   for (Index item = threadIdx.x; item < a.heads * a.pairs; item += kThreads) {
     const Index h = item / a.pairs, i = item % a.pairs;
-    rotate(a.q.at<T>(row, h) + a.nope + 2 * i, cosines[i], -sines[i]);
+    rotate(a.q.at<T>(row, h) + a.nope + a.step * i, a.other, cosines[i], -sines[i]);
   }
   for (Index i = threadIdx.x; i < a.pairs; i += kThreads) {
     float x = 0, y = 0;
     for (Index h = 0; h < a.heads; ++h) {
-      const T* const k = a.k.at<T>(row, h) + a.nope + 2 * i;
+      const T* const k = a.k.at<T>(row, h) + a.nope + a.step * i;
       x += cuda::to_float(k[0]);
-      y += cuda::to_float(k[1]);
+      y += cuda::to_float(k[a.other]);
     }
-    T* const to = a.shared.at<T>(row, 0) + 2 * i;
+    T* const to = a.shared.at<T>(row, 0) + a.step * i;
     to[0] = cuda::from_float<T>(x * cosines[i] + y * sines[i]);
-    to[1] = cuda::from_float<T>(y * cosines[i] - x * sines[i]);
+    to[a.other] = cuda::from_float<T>(y * cosines[i] - x * sines[i]);
   }
 }
 
@@ -116,7 +117,7 @@ bool wide(const Tensor& a, const Tensor& b, Index nope) {
 }
 
 Heads heads_of(const Tensor& q, const Tensor& k, const Tensor& kv, const Tensor& shared, const Tensor& positions,
-               const Tensor& frequencies, float factor) {
+               const Tensor& frequencies, float factor, bool neighbours) {
   check(shared.dim(1) <= 2048, "mla_heads: {} elements carry the position", shared.dim(1));
   return {.q = View(q),
           .k = View(k),
@@ -127,7 +128,9 @@ Heads heads_of(const Tensor& q, const Tensor& k, const Tensor& kv, const Tensor&
           .heads = q.dim(1),
           .nope = q.dim(2) - shared.dim(1),
           .pairs = shared.dim(1) / 2,
-          .factor = factor};
+          .factor = factor,
+          .step = neighbours ? 2 : 1,
+          .other = neighbours ? 1 : shared.dim(1) / 2};
 }
 
 }  // namespace
@@ -135,7 +138,8 @@ Heads heads_of(const Tensor& q, const Tensor& k, const Tensor& kv, const Tensor&
 void run(Cuda, Stream& stream, const MlaHeads& op) {
   const Index rows = op.q.dim(0);
   if (rows == 0) return;
-  const Heads a = heads_of(op.q, op.k, op.kv, op.shared, op.positions, op.inverse_frequencies, op.attention_factor);
+  const Heads a =
+      heads_of(op.q, op.k, op.kv, op.shared, op.positions, op.inverse_frequencies, op.attention_factor, op.neighbours);
   cuda::dispatch_float(op.q.dtype, [&](auto zero) {
     using T = decltype(zero);
     const std::size_t shared = static_cast<std::size_t>(a.pairs) * (2 * sizeof(float) + 2 * sizeof(T));
@@ -150,7 +154,8 @@ void run(Cuda, Stream& stream, const MlaHeads& op) {
 void run(Cuda, Stream& stream, const MlaHeadsGradient& op) {
   const Index rows = op.dq.dim(0);
   if (rows == 0) return;
-  const Heads a = heads_of(op.dq, op.dk, op.dkv, op.dshared, op.positions, op.inverse_frequencies, op.attention_factor);
+  const Heads a = heads_of(op.dq, op.dk, op.dkv, op.dshared, op.positions, op.inverse_frequencies, op.attention_factor,
+                           op.neighbours);
   cuda::dispatch_float(op.dq.dtype, [&](auto zero) {
     using T = decltype(zero);
     const std::size_t shared = static_cast<std::size_t>(a.pairs) * 2 * sizeof(float);

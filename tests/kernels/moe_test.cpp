@@ -310,8 +310,8 @@ struct MlaSizes {
 };
 
 // Sine and cosine of the f32 product; the factor, two products and a sum lose 5 u more.
-void check_heads(const MlaSizes& s, DType dtype, float factor) {
-  CAPTURE(s.rows, s.heads, s.nope, s.rope, s.value, name_of(dtype), factor);
+void check_heads(const MlaSizes& s, DType dtype, float factor, bool neighbours) {
+  CAPTURE(s.rows, s.heads, s.nope, s.rope, s.value, name_of(dtype), factor, neighbours);
   const Index query = s.nope + s.rope, pairs = s.rope / 2;
   for_each_run([&](OpCase& t) {
     const Tensor q = t.normal({s.rows, s.heads, query}, dtype), k = t.unset({s.rows, s.heads, query}, dtype);
@@ -329,7 +329,8 @@ void check_heads(const MlaSizes& s, DType dtype, float factor) {
                       .shared = shared,
                       .positions = positions,
                       .inverse_frequencies = frequencies,
-                      .attention_factor = factor});
+                      .attention_factor = factor,
+                      .neighbours = neighbours});
     // The gradient of the same shapes: q stands for dq, k for dk.
     const Tensor dq = t.normal({s.rows, s.heads, query}, dtype), dk = t.normal({s.rows, s.heads, query}, dtype);
     const Tensor dkv = t.normal({s.rows, s.heads, s.nope + s.value}, dtype),
@@ -341,7 +342,8 @@ void check_heads(const MlaSizes& s, DType dtype, float factor) {
                               .dk = dk,
                               .positions = positions,
                               .inverse_frequencies = frequencies,
-                              .attention_factor = factor});
+                              .attention_factor = factor,
+                              .neighbours = neighbours});
     if (!t.compare()) return;
     Doubles eq = q0, ek(q0.size()), edq = dq0, edkv = dkv0, eds(shared0.size(), 0.0);
     Doubles bq(eq.size(), 0.0), bk(ek.size(), 0.0), bdq(eq.size(), 0.0), bds(eds.size(), 0.0);
@@ -360,8 +362,9 @@ void check_heads(const MlaSizes& s, DType dtype, float factor) {
           const float angle = static_cast<float>(positions.as<std::int32_t>()[r]) * frequencies.as<float>()[i];
           const double c = std::cos(static_cast<double>(angle)) * static_cast<double>(factor),
                        n = std::sin(static_cast<double>(angle)) * static_cast<double>(factor);
-          const std::size_t x = at(s.nope + 2 * i), y = x + 1;
-          const auto sx = static_cast<std::size_t>(r * s.rope + 2 * i), sy = sx + 1;
+          const Index low = neighbours ? 2 * i : i, high = neighbours ? low + 1 : i + pairs;
+          const std::size_t x = at(s.nope + low), y = at(s.nope + high);
+          const auto sx = static_cast<std::size_t>(r * s.rope + low), sy = sx + static_cast<std::size_t>(high - low);
           const auto turn = [&](double a, double b, double sine, double& first, double& second, double& error) {
             first = a * c - b * sine;
             second = b * c + a * sine;
@@ -395,11 +398,13 @@ void check_heads(const MlaSizes& s, DType dtype, float factor) {
 
 TEST_CASE("mla_heads and its gradient") {
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    check_heads({5, 3, 6, 4, 5}, dtype, 1);
-    check_heads({3, 2, 128, 64, 128}, dtype, 1.25f);
-    check_heads({2, 1, 1, 2, 1}, dtype, 1);
-    check_heads({2, 1, 4, 300, 3}, dtype, 1);
-    check_heads({0, 2, 4, 2, 4}, dtype, 1);
+    for (const bool neighbours : {true, false}) {
+      check_heads({5, 3, 6, 4, 5}, dtype, 1, neighbours);
+      check_heads({3, 2, 128, 64, 128}, dtype, 1.25f, neighbours);
+      check_heads({2, 1, 1, 2, 1}, dtype, 1, neighbours);
+      check_heads({2, 1, 4, 300, 3}, dtype, 1, neighbours);
+      check_heads({0, 2, 4, 2, 4}, dtype, 1, neighbours);
+    }
   }
 }
 
