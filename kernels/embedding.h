@@ -22,13 +22,14 @@ void run(Cpu, Stream& stream, const EmbeddingForward& op);
 void run(Cuda, Stream& stream, const EmbeddingForward& op);
 
 // dtable[tokens - first_row] += dy, rows in ascending order; overwrite sets every other element to zero. Ids outside
-// are skipped.
+// are skipped, and so is the id `frozen`.
 struct EmbeddingBackward {
   static constexpr const char* name = "embedding_backward";
   Tensor dtable;  // (V, C) f32 strided rows
   Tensor dy;      // (rows, C) strided rows
   Tensor tokens;  // (rows) i32
   Index first_row = 0;
+  Index frozen = -1;
   Write write = Write::overwrite;
 
   void validate() const;

@@ -42,7 +42,7 @@ void run(Cpu, Stream& stream, const EmbeddingBackward& op) {
     cpu::parallel_ranges(stream, columns, kColumns, [&](Index begin, Index end) {
       for (Index i = 0; i < rows; ++i) {
         const Index entry = tokens[i] - op.first_row;
-        if (entry < 0 || entry >= entries) continue;
+        if (entry < 0 || entry >= entries || tokens[i] == op.frozen) continue;
         float* const to = cpu::row<float>(op.dtable, entry);
         const T* const dy = cpu::row<T>(op.dy, i);
 #pragma omp simd

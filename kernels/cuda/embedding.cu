@@ -53,7 +53,7 @@ struct Gradient {
   float* dtable;
   Index table_stride, dy_stride;
   const std::int32_t* tokens;
-  Index rows, columns, first, entries;
+  Index rows, columns, first, entries, frozen;
   int ids;
   bool accumulate;
 };
@@ -136,7 +136,8 @@ __global__ void __launch_bounds__(kThreads, 4) embedding_backward_kernel(const T
 #pragma unroll
     for (int s = 0; s < kScan; ++s) {
       const Index row = tile + s * kThreads + threadIdx.x;
-      to[s] = row < g.rows ? g.tokens[row] - g.first - begin : -1;
+      const Index token = row < g.rows ? g.tokens[row] : g.frozen;
+      to[s] = token == g.frozen ? -1 : token - g.first - begin;
     }
   };
   look(0, next);
@@ -206,6 +207,7 @@ void run(Cuda, Stream& stream, const EmbeddingBackward& op) {
                      .columns = columns,
                      .first = op.first_row,
                      .entries = entries,
+                     .frozen = op.frozen,
                      .ids = ids_of(entries),
                      .accumulate = op.write == Write::accumulate};
     const auto launch_kernel = [&](auto kernel) {

@@ -9,8 +9,9 @@ using namespace dstrain::test;
 
 namespace {
 
-void check_embedding(Index rows, Index columns, Index entries, Index first, DType dtype, Write write, Index gap) {
-  CAPTURE(rows, columns, entries, first, name_of(dtype), gap);
+void check_embedding(Index rows, Index columns, Index entries, Index first, DType dtype, Write write, Index gap,
+                     Index frozen = -1) {
+  CAPTURE(rows, columns, entries, first, name_of(dtype), gap, frozen);
   for_each_run([&](OpCase& t) {
     const bool accumulate = write == Write::accumulate;
     const Tensor tokens = t.integers({rows}, DType::i32, std::max<Index>(0, first - 2), first + entries + 2);
@@ -21,7 +22,8 @@ void check_embedding(Index rows, Index columns, Index entries, Index first, DTyp
     Doubles expected = accumulate ? to_doubles(y) : Doubles(static_cast<std::size_t>(rows * columns));
     Doubles gradient = accumulate ? to_doubles(dtable) : Doubles(static_cast<std::size_t>(entries * columns));
     t.launch(EmbeddingForward{.y = y, .tokens = tokens, .table = table, .first_row = first, .write = write});
-    t.launch(EmbeddingBackward{.dtable = dtable, .dy = dy, .tokens = tokens, .first_row = first, .write = write});
+    t.launch(EmbeddingBackward{
+        .dtable = dtable, .dy = dy, .tokens = tokens, .first_row = first, .frozen = frozen, .write = write});
     if (!t.compare()) return;
     const Doubles v = to_doubles(table), d = to_doubles(dy);
     Doubles size = generate(gradient.size(), [&](std::size_t i) { return std::abs(gradient[i]); });
@@ -31,6 +33,7 @@ void check_embedding(Index rows, Index columns, Index entries, Index first, DTyp
       for (Index c = 0; c < columns; ++c) {
         const auto from = static_cast<std::size_t>(entry * columns + c), to = static_cast<std::size_t>(r * columns + c);
         expected[to] += v[from];
+        if (tokens.as<std::int32_t>()[r] == frozen) continue;
         gradient[from] += d[to];
         size[from] += std::abs(d[to]);
       }
@@ -55,6 +58,8 @@ TEST_CASE("embedding and its gradient") {
       check_embedding(5000, 12, 1, 3, dtype, write, 0);
       check_embedding(9001, 260, 3, 0, dtype, write, 4);
       check_embedding(1025, 40, 40000, 0, dtype, write, 0);
+      check_embedding(200, 7, 5, 0, dtype, write, 0, 0);
+      check_embedding(200, 12, 7, 100, dtype, write, 3, 102);
     }
   }
 }
