@@ -37,12 +37,15 @@ struct ModelConfig {
   double rope_theta = 10000.0;       // llama, deepseek
   std::string hidden_act;            // "": silu for llama, gelu_new for gpt2
   bool tie_word_embeddings = false;
-  bool attention_bias = false;  // llama, deepseek
-  bool mlp_bias = false;        // llama
+  std::int64_t pad_token_id = -1;  // llama, deepseek: its row of the embedding is not trained; -1: none
+  bool attention_bias = false;     // llama, deepseek
+  bool mlp_bias = false;           // llama
   double initializer_range = 0.02;
-  double resid_pdrop = 0.0;  // gpt2
-  double embd_pdrop = 0.0;   // gpt2
-  double attn_pdrop = 0.0;   // gpt2
+  double resid_pdrop = 0.0;                      // gpt2
+  double embd_pdrop = 0.0;                       // gpt2
+  double attn_pdrop = 0.0;                       // gpt2
+  bool scale_attn_weights = true;                // gpt2
+  bool scale_attn_by_inverse_layer_idx = false;  // gpt2
   // deepseek_v2 and deepseek_v3
   std::int64_t q_lora_rank = 0;  // 0: queries straight from the hidden state
   std::int64_t kv_lora_rank = 0;
@@ -59,13 +62,19 @@ struct ModelConfig {
   bool norm_topk_prob = true;          // deepseek_v3
   std::string topk_method = "greedy";  // deepseek_v2: greedy, group_limited_greedy
   double routed_scaling_factor = 1.0;
-  std::string rope_type = "default";  // default, yarn
+  bool rope_interleave = true;  // deepseek_v3
+  // llama, deepseek_v2 and deepseek_v3
+  std::string rope_type = "default";  // default, linear, dynamic, yarn, llama3
   double rope_factor = 1.0;
   std::int64_t rope_original_max_position_embeddings = 0;  // 0: max_position_embeddings
   double rope_beta_fast = 32.0;
   double rope_beta_slow = 1.0;
-  double rope_mscale = 0.0;                   // 0: not given
-  double rope_mscale_all_dim = 0.0;           // 0: not given
+  double rope_mscale = 0.0;            // 0: not given
+  double rope_mscale_all_dim = 0.0;    // 0: not given
+  double rope_attention_factor = 0.0;  // 0: not given
+  bool rope_truncate = true;
+  double rope_low_freq_factor = 1.0;
+  double rope_high_freq_factor = 4.0;
   std::int64_t num_nextn_predict_layers = 0;  // deepseek_v3: depths of multi-token prediction; 0: off
 
   bool deepseek() const { return type == "deepseek_v2" || type == "deepseek_v3"; }

@@ -133,6 +133,12 @@ void visit_fields(C& c, V& v) {
           c.model.hidden_act);
   v.field(Key{.name = "tie_word_embeddings", .help = "the head shares the embedding's weight; default true for gpt2"},
           c.model.tie_word_embeddings);
+  v.field(Key{.name = "pad_token_id",
+              .help = "a token whose row of the embedding gets no gradient, as in Hugging Face's models; -1: none",
+              .min = -1,
+              .max = kBig,
+              .model_type = kLlamaDeepseek},
+          c.model.pad_token_id);
   v.field(Key{.name = "attention_bias", .help = "biases in the attention's linears", .model_type = kLlamaDeepseek},
           c.model.attention_bias);
   v.field(Key{.name = "mlp_bias", .help = "biases in the MLP's linears", .model_type = "llama"}, c.model.mlp_bias);
@@ -152,6 +158,14 @@ void visit_fields(C& c, V& v) {
               .max = 0.99,
               .model_type = "gpt2"},
           c.model.attn_pdrop);
+  v.field(Key{.name = "scale_attn_weights",
+              .help = "attention scores are divided by the root of the head's width",
+              .model_type = "gpt2"},
+          c.model.scale_attn_weights);
+  v.field(Key{.name = "scale_attn_by_inverse_layer_idx",
+              .help = "attention scores of layer i, from 1, are divided by i",
+              .model_type = "gpt2"},
+          c.model.scale_attn_by_inverse_layer_idx);
 
   const auto deepseek = [&](const char* name, const char* help, auto& value, double min, double max) {
     v.field(Key{.name = name, .help = help, .min = min, .max = max, .model_type = kDeepseek}, value);
@@ -180,22 +194,40 @@ void visit_fields(C& c, V& v) {
               .model_type = "deepseek_v2"},
           c.model.topk_method);
   deepseek("routed_scaling_factor", "factor of the experts' weights", c.model.routed_scaling_factor, 0, 1e6);
+  v.field(Key{.name = "rope_interleave",
+              .help = "the elements that carry the position are rotated as neighbours; false: as halves",
+              .model_type = "deepseek_v3"},
+          c.model.rope_interleave);
   v.field(Key{.name = "rope_type",
-              .help = "how the rotary embedding reaches past its original length",
-              .choices = {"default", "yarn"},
-              .model_type = kDeepseek},
+              .help = "how the rotary embedding reaches past its original length; dynamic: not at all up to "
+                      "max_position_embeddings",
+              .choices = {"default", "linear", "dynamic", "yarn", "llama3"},
+              .model_type = kLlamaDeepseek},
           c.model.rope_type);
-  deepseek("rope_factor", "yarn: by how much longer", c.model.rope_factor, 1, 1e6);
-  deepseek("rope_original_max_position_embeddings", "yarn: the original length; 0: max_position_embeddings",
-           c.model.rope_original_max_position_embeddings, 0, kBig);
-  deepseek("rope_beta_fast", "yarn: turns over the original length from which a pair stays as it is",
-           c.model.rope_beta_fast, 1e-6, 1e6);
-  deepseek("rope_beta_slow", "yarn: turns up to which a pair is slowed by the whole factor", c.model.rope_beta_slow,
-           1e-6, 1e6);
-  deepseek("rope_mscale", "yarn: scale of sines and cosines, over that of rope_mscale_all_dim; 0: not given",
-           c.model.rope_mscale, 0, 1e3);
-  deepseek("rope_mscale_all_dim", "yarn: scale of the attention's scores; 0: not given", c.model.rope_mscale_all_dim, 0,
-           1e3);
+  const auto rope = [&](const char* name, const char* help, auto& value, double min, double max) {
+    v.field(Key{.name = name, .help = help, .min = min, .max = max, .model_type = kLlamaDeepseek}, value);
+  };
+  rope("rope_factor", "by how much longer; not of default", c.model.rope_factor, 1, 1e6);
+  rope("rope_original_max_position_embeddings", "yarn, llama3: the original length; 0: max_position_embeddings",
+       c.model.rope_original_max_position_embeddings, 0, kBig);
+  rope("rope_beta_fast", "yarn: turns over the original length from which a pair stays as it is",
+       c.model.rope_beta_fast, 1e-6, 1e6);
+  rope("rope_beta_slow", "yarn: turns up to which a pair is slowed by the whole factor", c.model.rope_beta_slow, 1e-6,
+       1e6);
+  rope("rope_mscale", "yarn: scale of sines and cosines, over that of rope_mscale_all_dim; 0: not given",
+       c.model.rope_mscale, 0, 1e3);
+  rope("rope_mscale_all_dim", "deepseek: scale of the attention's scores; yarn: see rope_mscale; 0: not given",
+       c.model.rope_mscale_all_dim, 0, 1e3);
+  rope("rope_attention_factor", "yarn: scale of sines and cosines; 0: from rope_factor or the mscales",
+       c.model.rope_attention_factor, 0, 1e3);
+  v.field(Key{.name = "rope_truncate",
+              .help = "yarn: the first and last pair between the betas are whole numbers",
+              .model_type = kLlamaDeepseek},
+          c.model.rope_truncate);
+  rope("rope_low_freq_factor",
+       "llama3: turns over the original length up to which a pair is slowed by the whole factor",
+       c.model.rope_low_freq_factor, 1e-6, 1e6);
+  rope("rope_high_freq_factor", "llama3: turns from which it stays as it is", c.model.rope_high_freq_factor, 1e-6, 1e6);
 
   v.field(Key{.name = "num_nextn_predict_layers",
               .help = "modules that predict further tokens in training, each one token further than the one before; 0: "

@@ -89,11 +89,42 @@ struct Assign {
   void wrong(const std::string& expected) { error = format("expected {}, found {}", expected, shown_json(value)); }
 };
 
-// Keys of a scaled rotary embedding; ours have "rope_" before them.
-constexpr std::string_view kYarn[] = {
-    "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"};
+// Names of one and the same function.
+Json plain_activation(const Json& name) {
+  if (name == Json("swish")) return "silu";
+  if (name == Json("gelu_fast") || name == Json("gelu_accurate")) return "gelu_pytorch_tanh";
+  if (name == Json("gelu_python")) return "gelu";
+  return name;
+}
 
-// rope_scaling (transformers 4) or rope_parameters (5): the plain rotary embedding; DeepSeek's also YaRN.
+// Keys of a scaled rotary embedding; ours have "rope_" before them.
+constexpr std::string_view kScaledRope[] = {"factor",           "original_max_position_embeddings",
+                                            "beta_fast",        "beta_slow",
+                                            "mscale",           "mscale_all_dim",
+                                            "attention_factor", "truncate",
+                                            "low_freq_factor",  "high_freq_factor"};
+
+// What the type does not read is as if it were not there, as in Hugging Face.
+void forget_unread(ModelConfig& m) {
+  const ModelConfig plain;
+  const bool yarn = m.rope_type == "yarn", llama3 = m.rope_type == "llama3", scaled = m.rope_type != "default";
+  if (!scaled) m.rope_factor = plain.rope_factor;
+  if (!yarn && !llama3) m.rope_original_max_position_embeddings = plain.rope_original_max_position_embeddings;
+  if (!yarn) {
+    m.rope_beta_fast = plain.rope_beta_fast;
+    m.rope_beta_slow = plain.rope_beta_slow;
+    m.rope_mscale = plain.rope_mscale;
+    m.rope_attention_factor = plain.rope_attention_factor;
+    m.rope_truncate = plain.rope_truncate;
+  }
+  if (!yarn && !(m.deepseek() && scaled)) m.rope_mscale_all_dim = plain.rope_mscale_all_dim;
+  if (!llama3) {
+    m.rope_low_freq_factor = plain.rope_low_freq_factor;
+    m.rope_high_freq_factor = plain.rope_high_freq_factor;
+  }
+}
+
+// rope_scaling (transformers 4) or rope_parameters (5): what the rotary embedding is.
 void read_rope(const Json& value, const std::string& name, const Json& root, ModelConfig& model,
                std::vector<std::string>& errors) {
   if (value.is_null()) return;
@@ -101,40 +132,64 @@ void read_rope(const Json& value, const std::string& name, const Json& root, Mod
     errors.push_back(format("{}: expected a mapping, found {}", name, shown_json(value)));
     return;
   }
+  const std::size_t before = errors.size();
+  const auto read_into = [&](const std::string& path, std::string_view ours, const Json& v) {
+    Assign reader{ours, v, {}};
+    Config config;
+    config.model = model;
+    visit_fields(config, reader);
+    if (!reader.error.empty()) errors.push_back(path + ": " + reader.error);
+    model = config.model;
+  };
   for (const auto& [key, v] : value.items()) {
     const std::string path = name + "." + shown(key);
-    if (model.deepseek() && (key == "rope_type" || key == "type") && v == Json("yarn")) {
-      model.rope_type = "yarn";
-    } else if (model.deepseek() &&
-               std::find(std::begin(kYarn), std::end(kYarn), std::string_view(key)) != std::end(kYarn)) {
-      const std::string ours = "rope_" + key;
-      Assign assign{ours, v, {}};
-      Config config;
-      config.model = model;
-      visit_fields(config, assign);
-      if (!assign.error.empty()) errors.push_back(path + ": " + assign.error);
-      model = config.model;
-    } else if (key == "rope_type" || key == "type") {
-      if (v != Json("default"))
-        errors.push_back(format("{}: {} is not supported; only {}", path, shown_json(v),
-                                model.deepseek() ? "default and yarn are" : "default is"));
+    if (key == "rope_type" || key == "type") {
+      const std::string_view known[] = {"default", "linear", "dynamic", "yarn", "llama3"};
+      if (std::find(std::begin(known), std::end(known), v) == std::end(known))
+        errors.push_back(
+            format("{}: {} is not supported; only default, linear, dynamic, yarn and llama3 are", path, shown_json(v)));
+      else if (key == "type" && value.value("rope_type", v) != v)
+        errors.push_back(
+            format("{}: {} differs from rope_type: {}", path, shown_json(v), shown_json(value["rope_type"])));
+      else
+        model.rope_type = v.get<std::string>();
+    } else if (std::find(std::begin(kScaledRope), std::end(kScaledRope), std::string_view(key)) !=
+               std::end(kScaledRope)) {
+      if (key == "attention_factor" && v == Json(0))
+        errors.push_back(format("{}: {} is not supported", path, shown_json(v)));
+      else if (!v.is_null())
+        read_into(path, "rope_" + key, v);
     } else if (key == "rope_theta") {
-      Assign assign{"rope_theta", v, {}};
-      Config config;
-      visit_fields(config, assign);
-      if (!assign.error.empty())
-        errors.push_back(path + ": " + assign.error);
-      else if (root.contains("rope_theta") && root["rope_theta"] != v)
+      if (root.contains("rope_theta") && root["rope_theta"] != v)
         errors.push_back(
             format("{}: {} differs from rope_theta: {}", path, shown_json(v), shown_json(root["rope_theta"])));
       else
-        model.rope_theta = config.model.rope_theta;
-    } else if (key == "partial_rotary_factor" && v.is_number() && v.get<double>() == 1.0) {
-      continue;
-    } else {
+        read_into(path, "rope_theta", v);
+    } else if (key != "partial_rotary_factor" || !v.is_number() || v.get<double>() != 1.0) {
       errors.push_back(format("{}: {} is not supported", path, shown_json(v)));
     }
   }
+  const auto needed = [&](const char* key) {
+    if (!value.contains(key) || value[key].is_null())
+      errors.push_back(format("{}.{}: missing; {} has no default", name, key, model.rope_type));
+  };
+  if (errors.size() == before && model.rope_type != "default") needed("factor");
+  if (errors.size() == before && model.rope_type == "llama3") {
+    needed("low_freq_factor");
+    needed("high_freq_factor");
+  }
+  forget_unread(model);
+}
+
+// PyTorch's padding_idx: negative ones count from the vocabulary's end. One that is no row of the embedding is none.
+void read_pad_token(const Json& value, ModelConfig& m, std::vector<std::string>& errors) {
+  if (!value.is_number_integer()) {
+    errors.push_back(format("pad_token_id: expected an integer or null, found {}", shown_json(value)));
+    return;
+  }
+  const auto id = value.get<std::int64_t>();
+  m.pad_token_id = id < 0 ? id + m.vocab_size : id;
+  if (m.pad_token_id < 0 || m.pad_token_id >= m.vocab_size) m.pad_token_id = -1;
 }
 
 // DeepSeek's FP8: its files hold weights and scales (lib/checkpoint/safetensors_model.h), the model what they stand
@@ -176,7 +231,7 @@ ModelConfig model_from_json(const std::string& text, const std::string& path) {
   config.model = hugging_face_defaults(type.get<std::string>());
   ModelConfig& model = config.model;
   std::vector<std::string> errors;
-  std::set<std::string, std::less<>> taken;  // our keys
+  Json pad_token;
   const std::vector<KeyName> names = key_names(model.type);
   const auto first_use = [&](std::string_view ours) {
     for (const auto& n : names)
@@ -193,13 +248,22 @@ ModelConfig model_from_json(const std::string& text, const std::string& path) {
         errors.push_back(format("{}: {} differs from {}: {}", key, shown_json(value), first, shown_json(root[first])));
         continue;
       }
-      Assign assign{name->ours, value, {}};
+      const Json plain = name->ours == "hidden_act" ? plain_activation(value) : value;
+      Assign assign{name->ours, plain, {}};
       visit_fields(config, assign);
       if (!assign.error.empty()) errors.push_back(key + ": " + assign.error);
       continue;
     }
+    if (llama && key == "pad_token_id") {
+      pad_token = value;
+      continue;
+    }
     if (llama && (key == "rope_scaling" || key == "rope_parameters")) {
-      read_rope(value, key, root, model, errors);
+      const Json other = root.value(key == "rope_scaling" ? "rope_parameters" : key, Json());
+      if (!value.is_null() && !other.is_null() && other != value)
+        errors.push_back(format("{}: {} differs from rope_parameters: {}", key, shown_json(value), shown_json(other)));
+      else
+        read_rope(value, key, root, model, errors);
       continue;
     }
     if (model.type == "deepseek_v2" && key == "num_nextn_predict_layers" && (value == Json(0) || value.is_null()))
@@ -230,6 +294,7 @@ ModelConfig model_from_json(const std::string& text, const std::string& path) {
     if (!llama && act == "silu")
       errors.push_back("activation_function: \"silu\" is not supported; gelu_new, gelu_pytorch_tanh and gelu are");
   }
+  if (!pad_token.is_null()) read_pad_token(pad_token, model, errors);
   std::string lines;
   for (const auto& e : errors) lines += (lines.empty() ? "" : "\n") + path + ": " + e;
   if (!lines.empty()) throw Error(ExitCode::usage, lines);

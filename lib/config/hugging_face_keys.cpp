@@ -44,6 +44,7 @@ constexpr std::string_view kHarmless[] = {"_attn_implementation_autoset",
                                           "output_scores",
                                           "pad_token_id",
                                           "prefix",
+                                          "pretraining_tp",
                                           "problem_type",
                                           "remove_invalid_values",
                                           "repetition_penalty",
@@ -78,27 +79,22 @@ const std::vector<FixedKey>& fixed_keys() {
       {"", "add_cross_attention", {"false"}},
       {"", "pruned_heads", {"{}"}},
       {"llama", "architectures", {"null", R"(["LlamaForCausalLM"])"}},
-      {"llama", "pretraining_tp", {"1"}},
       {"llama", "attention_dropout", {"0", "0.0"}},
       {"llama", "partial_rotary_factor", {"1", "1.0"}},
+      {"llama", "rope_interleaved", {"false"}},
       {"deepseek_v3", "architectures", {"null", R"(["DeepseekV3ForCausalLM"])"}},
       {"deepseek_v3", "scoring_func", {R"("sigmoid")"}},
       {"deepseek_v3", "topk_method", {R"("noaux_tc")"}},
-      {"deepseek_v3", "rope_interleave", {"true"}},
       {"deepseek_v3", "attention_dropout", {"0", "0.0"}},
       {"deepseek_v3", "moe_layer_freq", {"1"}},
-      {"deepseek_v3", "pretraining_tp", {"1"}},
       {"deepseek_v2", "architectures", {"null", R"(["DeepseekV2ForCausalLM"])"}},
       {"deepseek_v2", "scoring_func", {R"("softmax")"}},
       {"deepseek_v2", "norm_topk_prob", {"false"}},
       {"deepseek_v2", "mlp_bias", {"false"}},
       {"deepseek_v2", "attention_dropout", {"0", "0.0"}},
       {"deepseek_v2", "moe_layer_freq", {"1"}},
-      {"deepseek_v2", "pretraining_tp", {"1"}},
       {"gpt2", "architectures", {"null", R"(["GPT2LMHeadModel"])"}},
-      {"gpt2", "scale_attn_weights", {"true"}},
-      {"gpt2", "scale_attn_by_inverse_layer_idx", {"false"}},
-      {"gpt2", "reorder_and_upcast_attn", {"false"}},
+      {"gpt2", "reorder_and_upcast_attn", {"false", "true"}},  // where the softmax is in float32, and ours is
   };
   return table;
 }
@@ -139,7 +135,9 @@ constexpr Name kGpt2[] = {{"vocab_size", "vocab_size"},
                           {"initializer_range", "initializer_range"},
                           {"resid_pdrop", "resid_pdrop"},
                           {"embd_pdrop", "embd_pdrop"},
-                          {"attn_pdrop", "attn_pdrop"}};
+                          {"attn_pdrop", "attn_pdrop"},
+                          {"scale_attn_weights", "scale_attn_weights"},
+                          {"scale_attn_by_inverse_layer_idx", "scale_attn_by_inverse_layer_idx"}};
 
 constexpr Name kDeepseekNames[] = {{"vocab_size", "vocab_size"},
                                    {"hidden_size", "hidden_size"},
@@ -167,12 +165,20 @@ constexpr Name kDeepseekNames[] = {{"vocab_size", "vocab_size"},
                                    {"topk_group", "topk_group"},
                                    {"routed_scaling_factor", "routed_scaling_factor"}};
 // Of one type alone.
-constexpr Name kV2Names[] = {{"topk_method", "topk_method"}};
+constexpr Name kV2Names[] = {{"topk_method", "topk_method"}, {"num_experts", "n_routed_experts"}};
 constexpr Name kV3Names[] = {{"norm_topk_prob", "norm_topk_prob"},
-                             {"num_nextn_predict_layers", "num_nextn_predict_layers"}};
+                             {"num_local_experts", "n_routed_experts"},
+                             {"num_nextn_predict_layers", "num_nextn_predict_layers"},
+                             {"num_mtp_layers", "num_nextn_predict_layers"},
+                             {"rope_interleave", "rope_interleave"}};
 // What DeepSeek's files carry and Hugging Face's models do not read, or derive.
 constexpr std::string_view kDeepseekHarmless[] = {"aux_loss_alpha",      "auto_map",    "ep_size", "head_dim",
                                                   "num_key_value_heads", "qk_head_dim", "seq_aux"};
+// What some known files carry: of SmolLM, of other trainers, of the first GPT-2s.
+constexpr std::string_view kLlamaHarmless[] = {"is_llama_config", "max_sequence_length", "transformers.js_config",
+                                               "unsloth_fixed", "unsloth_version"};
+constexpr std::string_view kGpt2Harmless[] = {"_num_labels", "n_special", "num_labels", "output_past",
+                                              "predict_special_tokens"};
 
 }  // namespace
 
@@ -180,7 +186,9 @@ bool harmless_key(const std::string& type, std::string_view key) {
   const auto listed = [key](const auto& list) {
     return std::find(std::begin(list), std::end(list), key) != std::end(list);
   };
-  return listed(kHarmless) || ((type == "deepseek_v2" || type == "deepseek_v3") && listed(kDeepseekHarmless));
+  return listed(kHarmless) || (type == "llama" && listed(kLlamaHarmless)) ||
+         (type == "gpt2" && listed(kGpt2Harmless)) ||
+         ((type == "deepseek_v2" || type == "deepseek_v3") && listed(kDeepseekHarmless));
 }
 
 std::vector<KeyName> key_names(const std::string& type) {
@@ -220,7 +228,7 @@ ModelConfig deepseek_v3_defaults() {
 ModelConfig deepseek_v2_defaults() {
   ModelConfig m;
   m.type = "deepseek_v2";
-  m.vocab_size = 32000;
+  m.vocab_size = 102400;
   m.hidden_size = 4096;
   m.num_hidden_layers = 32;
   m.num_attention_heads = 32;

@@ -8,6 +8,21 @@ namespace {
 
 using Json = nlohmann::json;
 
+// rope_scaling, with the keys that its type reads.
+Json rope_scaling(const ModelConfig& m) {
+  if (m.rope_type == "default") return nullptr;
+  const bool yarn = m.rope_type == "yarn", llama3 = m.rope_type == "llama3";
+  Json rope = {{"factor", m.rope_factor}, {"rope_type", m.rope_type}, {"type", m.rope_type}};
+  if (yarn || llama3) rope["original_max_position_embeddings"] = m.rope_original_max_position_embeddings;
+  if (yarn) rope.update({{"beta_fast", m.rope_beta_fast}, {"beta_slow", m.rope_beta_slow}});
+  if (yarn && m.rope_mscale > 0) rope["mscale"] = m.rope_mscale;
+  if (m.rope_mscale_all_dim > 0 && (yarn || m.deepseek())) rope["mscale_all_dim"] = m.rope_mscale_all_dim;
+  if (yarn && m.rope_attention_factor > 0) rope["attention_factor"] = m.rope_attention_factor;
+  if (yarn && !m.rope_truncate) rope["truncate"] = false;
+  if (llama3) rope.update({{"high_freq_factor", m.rope_high_freq_factor}, {"low_freq_factor", m.rope_low_freq_factor}});
+  return rope;
+}
+
 // The keys that Llama and DeepSeek share.
 Json llama_keys(const ModelConfig& m) {
   return {{"attention_bias", m.attention_bias},
@@ -22,7 +37,7 @@ Json llama_keys(const ModelConfig& m) {
           {"num_key_value_heads", m.num_key_value_heads},
           {"pretraining_tp", 1},
           {"rms_norm_eps", m.rms_norm_eps},
-          {"rope_scaling", nullptr},
+          {"rope_scaling", rope_scaling(m)},
           {"rope_theta", m.rope_theta},
           {"tie_word_embeddings", m.tie_word_embeddings}};
 }
@@ -47,8 +62,8 @@ Json gpt2_json(const ModelConfig& m) {
                {"n_positions", m.max_position_embeddings},
                {"reorder_and_upcast_attn", false},
                {"resid_pdrop", m.resid_pdrop},
-               {"scale_attn_by_inverse_layer_idx", false},
-               {"scale_attn_weights", true},
+               {"scale_attn_by_inverse_layer_idx", m.scale_attn_by_inverse_layer_idx},
+               {"scale_attn_weights", m.scale_attn_weights},
                {"tie_word_embeddings", m.tie_word_embeddings}};
   if (m.intermediate_size != 4 * m.hidden_size) json["n_inner"] = m.intermediate_size;
   return json;
@@ -77,15 +92,8 @@ Json deepseek_json(const ModelConfig& m) {
   json["norm_topk_prob"] = v3 && m.norm_topk_prob;
   json["scoring_func"] = v3 ? "sigmoid" : "softmax";
   json["topk_method"] = v3 ? "noaux_tc" : m.topk_method;
-  if (v3) json.update({{"num_nextn_predict_layers", m.num_nextn_predict_layers}, {"rope_interleave", true}});
-  if (m.rope_type == "yarn") {
-    Json& rope = json["rope_scaling"] = {
-        {"beta_fast", m.rope_beta_fast}, {"beta_slow", m.rope_beta_slow},
-        {"factor", m.rope_factor},       {"original_max_position_embeddings", m.rope_original_max_position_embeddings},
-        {"rope_type", "yarn"},           {"type", "yarn"}};
-    if (m.rope_mscale > 0) rope["mscale"] = m.rope_mscale;
-    if (m.rope_mscale_all_dim > 0) rope["mscale_all_dim"] = m.rope_mscale_all_dim;
-  }
+  if (v3)
+    json.update({{"num_nextn_predict_layers", m.num_nextn_predict_layers}, {"rope_interleave", m.rope_interleave}});
   return json;
 }
 
@@ -117,6 +125,7 @@ std::string to_hugging_face(const ModelConfig& model, const FileSettings& settin
   json["bos_token_id"] = Json::parse(settings.bos_token_id);
   json["eos_token_id"] = Json::parse(settings.eos_token_id);
   json["pad_token_id"] = Json::parse(settings.pad_token_id);
+  if (json["pad_token_id"].is_null() && model.pad_token_id >= 0) json["pad_token_id"] = model.pad_token_id;
   return json.dump(2) + "\n";
 }
 

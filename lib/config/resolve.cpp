@@ -109,8 +109,6 @@ void resolve_deepseek(ModelConfig& m, const ParallelConfig& p, Rules& rules) {
   if (m.head_dim > 256)
     rules.broken("model.qk_nope_head_dim",
                  format("a head of width {} with its rotated part; at most 256 are supported", m.head_dim));
-  if (m.rope_type == "yarn" && m.rope_original_max_position_embeddings == 0)
-    m.rope_original_max_position_embeddings = m.max_position_embeddings;
   if (m.first_k_dense_replace >= m.num_hidden_layers + m.num_nextn_predict_layers) return;
   needed("n_routed_experts", m.n_routed_experts);
   needed("moe_intermediate_size", m.moe_intermediate_size);
@@ -134,6 +132,12 @@ void resolve_deepseek(ModelConfig& m, const ParallelConfig& p, Rules& rules) {
 void resolve_model(ModelConfig& m, const ParallelConfig& p, const Loaded& loaded, Rules& rules) {
   const std::string heads = "model.num_attention_heads", kv = "model.num_key_value_heads";
   if (m.deepseek()) resolve_deepseek(m, p, rules);
+  if ((m.rope_type == "yarn" || m.rope_type == "llama3") && m.rope_original_max_position_embeddings == 0)
+    m.rope_original_max_position_embeddings = m.max_position_embeddings;
+  if (m.rope_type == "llama3" && m.rope_high_freq_factor <= m.rope_low_freq_factor)
+    rules.broken("model.rope_high_freq_factor",
+                 format("{} is not more than {}", real_text(m.rope_high_freq_factor),
+                        rules.with_place("model.rope_low_freq_factor", real_text(m.rope_low_freq_factor))));
   if (p.expert > 1 && (!m.deepseek() || m.first_k_dense_replace >= m.num_hidden_layers))
     rules.broken("parallel.expert", format("{} ranks have no experts to share: no layer of {} has any", p.expert,
                                            rules.with_place("model.type", m.type)));

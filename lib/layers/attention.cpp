@@ -1,6 +1,5 @@
 #include "lib/layers/attention.h"
 
-#include <cmath>
 #include <utility>
 
 #include "kernels/attention.h"
@@ -67,7 +66,7 @@ Hidden Attention::forward(Context& context, const Batch& batch, const Hidden& x,
                                           .q = by_sample(heads.q, batch.batch),
                                           .k = k,
                                           .v = v,
-                                          .scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim)),
+                                          .scale = spec_.scale,
                                           .mask = AttentionMask::causal,
                                           .query_offset = offset,
                                           .first_keys = first_keys(batch),
@@ -99,7 +98,7 @@ Tensor Attention::backward(Context& context, const Batch& batch, const Tensor& d
                                            .q = by_sample(heads.q, b),
                                            .k = by_sample(heads.k, b),
                                            .v = by_sample(heads.v, b),
-                                           .scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim)),
+                                           .scale = spec_.scale,
                                            .mask = AttentionMask::causal,
                                            .query_offset = 0,
                                            .first_keys = first_keys(batch),

@@ -16,6 +16,7 @@ struct AttentionSpec {
   Index head_dim = 0;
   Index layer = 0;                              // index in the model: names the dropout streams
   Index cache_slot = 0;                         // index in this stage's KvCache
+  float scale = 0;                              // of the scores
   std::vector<float> inverse_frequencies = {};  // (head_dim / 2), empty: no rotary embedding
   float attention_dropout = 0;
   float residual_dropout = 0;

@@ -7,9 +7,11 @@
 
 namespace dstrain {
 
-Embedding::Embedding(Param table, Index first_row, bool adds, std::optional<Param> positions, float dropout)
+Embedding::Embedding(Param table, Index first_row, Index frozen, bool adds, std::optional<Param> positions,
+                     float dropout)
     : table_(std::move(table)),
       first_row_(first_row),
+      frozen_(frozen),
       adds_(adds),
       positions_(std::move(positions)),
       dropout_(dropout) {}
@@ -35,6 +37,7 @@ Tensor Embedding::backward(Context& context, const Batch& batch, const Tensor& d
                                            .dy = dx,
                                            .tokens = batch.tokens,
                                            .first_row = first_row_,
+                                           .frozen = frozen_,
                                            .write = adds_ ? Write::accumulate : context.write});
   if (positions_)
     launch(

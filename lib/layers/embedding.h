@@ -10,9 +10,9 @@ namespace dstrain {
 
 class Embedding final : public Layer {
  public:
-  // `first_row`: the id of the table's first row here. `adds`: a layer after this one in the same stage writes the
-  // table's gradient first.
-  Embedding(Param table, Index first_row, bool adds, std::optional<Param> positions, float dropout);
+  // `first_row`: the id of the table's first row here. `frozen`: the id that gets no gradient here; -1: none. `adds`: a
+  // layer after this one in the same stage writes the table's gradient first.
+  Embedding(Param table, Index first_row, Index frozen, bool adds, std::optional<Param> positions, float dropout);
 
   const Param& table() const { return table_; }
 
@@ -24,7 +24,7 @@ class Embedding final : public Layer {
 
  private:
   Param table_;
-  Index first_row_;
+  Index first_row_, frozen_;
   bool adds_;
   std::optional<Param> positions_;
   float dropout_;

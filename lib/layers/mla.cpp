@@ -74,7 +74,8 @@ Hidden Mla::forward(Context& context, const Batch& batch, const Hidden& x, std::
                                   .shared = kept->kv_down.slice(1, latent, latent + spec_.rope),
                                   .positions = batch.positions,
                                   .inverse_frequencies = frequencies_,
-                                  .attention_factor = spec_.attention_factor});
+                                  .attention_factor = spec_.attention_factor,
+                                  .neighbours = spec_.neighbours});
   kept->o = make(spec_.heads * spec_.value);
   kept->lse = memory.allocate({b, spec_.heads, batch.length});
   Tensor k = by_sample(kept->k.split_last(spec_.heads), b);
@@ -128,7 +129,8 @@ Tensor Mla::backward(Context& context, const Batch& batch, const Tensor& dy, Sav
                                           .dk = dk.split_last(heads),
                                           .positions = batch.positions,
                                           .inverse_frequencies = frequencies_,
-                                          .attention_factor = spec_.attention_factor});
+                                          .attention_factor = spec_.attention_factor,
+                                          .neighbours = spec_.neighbours});
   if (context.tensor.size() > 1) context.tensor.all_reduce(context.stream, dshared);  // every rank has its heads' part
   const Tensor dnorm = make(kept.y.shape);
   query_backward(context, kept, dq, dnorm);

@@ -19,6 +19,7 @@ struct MlaSpec {
   Index cache_slot = 0;                    // index in this stage's KvCache
   float scale = 1;                         // of the scores
   float attention_factor = 1;              // of the rotation's sines and cosines
+  bool neighbours = true;                  // which elements are rotated together: kernels/mla.h
   std::vector<float> inverse_frequencies;  // (rope / 2)
 };
 

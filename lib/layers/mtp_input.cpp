@@ -59,6 +59,7 @@ Tensor MtpInput::backward(Context& context, const Batch& batch, const Tensor& dy
                                            .dy = dembedding,
                                            .tokens = tokens(batch),
                                            .first_row = spec_.first_row,
+                                           .frozen = spec_.frozen,
                                            .write = spec_.adds ? Write::accumulate : context.write});
   return dy;
 }

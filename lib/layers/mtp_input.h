@@ -13,6 +13,7 @@ namespace dstrain {
 struct MtpSpec {
   Index depth = 1;      // takes the token `depth` positions on
   Index first_row = 0;  // the id of the table's first row here
+  Index frozen = -1;    // the id that gets no gradient here; -1: none
   bool adds = false;    // a later layer of this stage writes the table's gradient first
 };
 

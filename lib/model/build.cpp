@@ -64,9 +64,9 @@ StageModel build_stage(const ModelConfig& model, const StagePlace& place) {
   };
   const Param* table = nullptr;
   if (place.first) {
-    auto embedding = std::make_unique<Embedding>(vocabulary_param(family->embedding_name(), model, place, copies, true),
-                                                 vocabulary.first, one_stage && (tied || depths > 0),
-                                                 family->positions(), static_cast<float>(model.embd_pdrop));
+    auto embedding = std::make_unique<Embedding>(
+        vocabulary_param(family->embedding_name(), model, place, copies, true), vocabulary.first, model.pad_token_id,
+        one_stage && (tied || depths > 0), family->positions(), static_cast<float>(model.embd_pdrop));
     table = &embedding->table();
     add(std::move(embedding), -1);
   }
@@ -101,9 +101,12 @@ StageModel build_stage(const ModelConfig& model, const StagePlace& place) {
     auto [embedding_norm, hidden_norm, head_norm, join] = family->mtp(number);
     std::optional<Param> copy;
     if (!table) copy = vocabulary_param(family->embedding_name(), model, place, copies, false);
-    auto input = std::make_unique<MtpInput>(
-        MtpSpec{.depth = depth, .first_row = vocabulary.first, .adds = tied || depth < depths}, std::move(copy), table,
-        std::move(embedding_norm), std::move(hidden_norm), std::move(join));
+    auto input = std::make_unique<MtpInput>(MtpSpec{.depth = depth,
+                                                    .first_row = vocabulary.first,
+                                                    .frozen = model.pad_token_id,
+                                                    .adds = tied || depth < depths},
+                                            std::move(copy), table, std::move(embedding_norm), std::move(hidden_norm),
+                                            std::move(join));
     table = &input->table();
     add(std::move(input), number);
     add(family->attention(number, 0), number);

@@ -27,6 +27,7 @@ class Deepseek final : public Llama {
                  .cache_slot = slot,
                  .scale = attention_scale(m),
                  .attention_factor = attention_factor(m),
+                 .neighbours = m.rope_interleave,
                  .inverse_frequencies = inverse_frequencies(m)};
     const auto bias = [&](const std::string& name, Index rows) -> std::optional<Param> {
       if (!m.attention_bias) return {};

@@ -19,6 +19,9 @@ class Gpt2 final : public Family {
 
   std::unique_ptr<Layer> attention(Index layer, Index slot) const override {
     AttentionSpec spec = attention_spec(layer, slot);
+    const double width = m.scale_attn_weights ? std::sqrt(static_cast<double>(m.head_dim)) : 1;
+    const double depth = m.scale_attn_by_inverse_layer_idx ? static_cast<double>(layer + 1) : 1;
+    spec.scale = static_cast<float>(1 / (width * depth));
     spec.attention_dropout = static_cast<float>(m.attn_pdrop);
     spec.residual_dropout = static_cast<float>(m.resid_pdrop);
     const std::string p = prefix(layer) + "attn.";

@@ -1,14 +1,13 @@
 #include "lib/model/llama.h"
 
-#include <cmath>
+#include "lib/model/rotary.h"
 
 namespace dstrain {
 
 std::unique_ptr<Layer> Llama::attention(Index layer, Index slot) const {
   AttentionSpec spec = attention_spec(layer, slot);
-  for (Index i = 0; i < m.head_dim / 2; ++i)
-    spec.inverse_frequencies.push_back(static_cast<float>(
-        1.0 / std::pow(m.rope_theta, 2.0 * static_cast<double>(i) / static_cast<double>(m.head_dim))));
+  spec.scale = attention_scale(m);
+  spec.inverse_frequencies = inverse_frequencies(m);
   const std::string p = prefix(layer) + "self_attn.";
   const Index width = m.num_attention_heads * m.head_dim, kv_width = m.num_key_value_heads * m.head_dim;
   const auto parts = [&](const std::string& leaf) {

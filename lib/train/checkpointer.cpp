@@ -24,22 +24,33 @@ std::unique_ptr<ProcessGroup> everyone(World& world, Poster poster) {
 
 std::string job_identity(const Config& config) {
   const ModelConfig& m = config.model;
-  std::string deepseek;
+  std::string more;
   if (m.deepseek())
-    deepseek = format(" {} {} {} {} {} {} {} {} {} {} {} {}", m.q_lora_rank, m.kv_lora_rank, m.qk_nope_head_dim,
-                      m.qk_rope_head_dim, m.v_head_dim, m.first_k_dense_replace, m.moe_intermediate_size,
-                      m.n_routed_experts, m.n_shared_experts, m.num_experts_per_tok, m.n_group, m.topk_group) +
-               format(" {} {} {} {} {} {} {} {} {} {}", static_cast<int>(m.norm_topk_prob), m.topk_method,
-                      m.routed_scaling_factor, m.rope_type, m.rope_factor, m.rope_original_max_position_embeddings,
-                      m.rope_beta_fast, m.rope_beta_slow, m.rope_mscale, m.rope_mscale_all_dim);
-  if (m.num_nextn_predict_layers > 0) deepseek += format(" mtp {} {}", m.num_nextn_predict_layers, config.mtp.input);
+    more = format(" {} {} {} {} {} {} {} {} {} {} {} {}", m.q_lora_rank, m.kv_lora_rank, m.qk_nope_head_dim,
+                  m.qk_rope_head_dim, m.v_head_dim, m.first_k_dense_replace, m.moe_intermediate_size,
+                  m.n_routed_experts, m.n_shared_experts, m.num_experts_per_tok, m.n_group, m.topk_group) +
+           format(" {} {} {} {} {} {} {} {} {} {}", static_cast<int>(m.norm_topk_prob), m.topk_method,
+                  m.routed_scaling_factor, m.rope_type, m.rope_factor, m.rope_original_max_position_embeddings,
+                  m.rope_beta_fast, m.rope_beta_slow, m.rope_mscale, m.rope_mscale_all_dim);
+  // What came later is named only where it says something, so that older checkpoints go on.
+  if (!m.deepseek() && m.rope_type != "default")
+    more += format(" rope {} {} {} {} {} {} {}", m.rope_type, m.rope_factor, m.rope_original_max_position_embeddings,
+                   m.rope_beta_fast, m.rope_beta_slow, m.rope_mscale, m.rope_mscale_all_dim);
+  if (m.rope_type == "llama3") more += format(" turns {} {}", m.rope_low_freq_factor, m.rope_high_freq_factor);
+  if (m.rope_type == "yarn" && (m.rope_attention_factor > 0 || !m.rope_truncate))
+    more += format(" yarn {} {}", m.rope_attention_factor, static_cast<int>(m.rope_truncate));
+  if (!m.rope_interleave) more += " halves";
+  if (!m.scale_attn_weights || m.scale_attn_by_inverse_layer_idx)
+    more += format(" scale {} {}", static_cast<int>(m.scale_attn_weights),
+                   static_cast<int>(m.scale_attn_by_inverse_layer_idx));
+  if (m.num_nextn_predict_layers > 0) more += format(" mtp {} {}", m.num_nextn_predict_layers, config.mtp.input);
   return hex(
       xxh3(format("{} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {}", m.type, m.vocab_size, m.hidden_size,
                   m.num_hidden_layers, m.num_attention_heads, m.num_key_value_heads, m.head_dim, m.intermediate_size,
                   m.max_position_embeddings, m.rms_norm_eps, m.layer_norm_epsilon, m.rope_theta, m.hidden_act,
                   static_cast<int>(m.tie_word_embeddings), static_cast<int>(m.attention_bias),
                   static_cast<int>(m.mlp_bias), config.training.sequence_length) +
-           deepseek));
+           more));
 }
 
 Checkpointer::Writing::Writing(const Files& real, const std::string& directory, std::unique_ptr<ProcessGroup> all,

@@ -63,7 +63,8 @@ Index check_all_used(const ModelConfig& config, const SafetensorsModel& weights)
   for (const FileTensor& t : file_tensors(config, {})) known.insert(name_in_files(weights, t.name));
   Index left_out = 0;
   for (const std::string& name : weights.names()) {
-    if (known.contains(name) || harmless(name)) continue;
+    // transformers writes shared experts where there are none: matrices without rows or columns.
+    if (known.contains(name) || harmless(name) || weights.file_of(name).entry(name).shape.numel() == 0) continue;
     require(unused_mtp(config, name), ExitCode::data, "{}: tensor '{}' has no place in the model",
             weights.file_of(name).path(), name);
     ++left_out;

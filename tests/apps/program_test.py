@@ -121,7 +121,8 @@ def test_text_to_text(d):
 
 def test_parity(d):
     """Reference results of transformers; a changed weight is noticed."""
-    for name in ("llama_tiny", "gpt2_tiny", "deepseek_v3_tiny", "deepseek_v2_lite_tiny", "deepseek_v3_mtp_tiny"):
+    for name in ("llama_tiny", "gpt2_tiny", "deepseek_v3_tiny", "deepseek_v2_lite_tiny", "deepseek_v3_mtp_tiny", "llama_llama3_tiny",
+                 "llama_yarn_tiny", "gpt2_scaled_tiny", "deepseek_v3_halves_tiny"):
         for device in DEVICES:
             run("parity", SOURCE / "tests/golden" / name, "--device", device, "--tolerance",
                 {"cpu": 1e-5, "cuda": 1e-4}[device], says="pass")

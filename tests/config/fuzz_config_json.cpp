@@ -24,16 +24,7 @@ Config job_of(const Files& files) {
 void subject(const std::string& input) {
   MemoryFiles files;
   files.put("c.json", input);
-  Config first = job_of(files);
-  if (const ModelConfig plain; first.model.rope_type == "default") {  // then these mean nothing, and are not written
-    ModelConfig& m = first.model;
-    m.rope_factor = plain.rope_factor;
-    m.rope_original_max_position_embeddings = plain.rope_original_max_position_embeddings;
-    m.rope_beta_fast = plain.rope_beta_fast;
-    m.rope_beta_slow = plain.rope_beta_slow;
-    m.rope_mscale = plain.rope_mscale;
-    m.rope_mscale_all_dim = plain.rope_mscale_all_dim;
-  }
+  const Config first = job_of(files);
   FileSettings settings = file_settings(input);
   settings.dtype = "bfloat16";
   files.put("c.json", to_hugging_face(first.model, settings));
@@ -52,9 +43,12 @@ int main(int argc, char** argv) {
       R"({"model_type": "deepseek_v3", "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme":
           "dynamic", "weight_block_size": [128, 128]}, "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32,
           "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096}})");
-  return fuzz::run(
-      argc, argv, inputs,
-      {"\"rope_scaling\":", "\"rope_parameters\":", "\"quantization_config\":", "\"model_type\":", "null", "true", "-1",
-       "1e999", "9223372036854775808", "[", "]", "{", "}", ",", "\"\\u0000\"", "\"yarn\"", "0.5"},
-      subject);
+  inputs.push_back(
+      R"({"model_type": "llama", "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+          "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}})");
+  return fuzz::run(argc, argv, inputs,
+                   {"\"rope_scaling\":", "\"rope_parameters\":", "\"quantization_config\":", "\"model_type\":", "null",
+                    "true", "-1", "1e999", "9223372036854775808", "[", "]", "{", "}", ",", "\"\\u0000\"", "\"yarn\"",
+                    "\"linear\"", "\"llama3\"", "0.5"},
+                   subject);
 }

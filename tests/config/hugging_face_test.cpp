@@ -87,6 +87,62 @@ TEST_CASE("both spellings of the rotary base, and GPT-2's other names") {
   CHECK(model_from_json(R"({"model_type": "gpt2", "hidden_size": 96})", "c").hidden_size == 96);
 }
 
+TEST_CASE("rotary embeddings past their original length") {
+  const ModelConfig llama3 = model_from_json(R"({"model_type": "llama", "rope_theta": 500000.0, "rope_scaling":
+      {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+       "rope_type": "llama3"}})",
+                                             "c");
+  CHECK(llama3.rope_type == "llama3");
+  CHECK(llama3.rope_factor == 32);
+  CHECK(llama3.rope_high_freq_factor == 4);
+  CHECK(llama3.rope_original_max_position_embeddings == 8192);
+  const ModelConfig yarn = model_from_json(R"({"model_type": "llama", "rope_parameters": {"rope_type": "yarn",
+      "rope_theta": 1e6, "factor": 4, "attention_factor": 1.25, "truncate": false, "beta_fast": null, "mscale": null,
+      "low_freq_factor": 3}})",
+                                           "c");
+  CHECK(yarn.rope_type == "yarn");
+  CHECK(yarn.rope_theta == 1e6);
+  CHECK(yarn.rope_attention_factor == 1.25);
+  CHECK_FALSE(yarn.rope_truncate);
+  CHECK(yarn.rope_beta_fast == 32);
+  CHECK(yarn.rope_low_freq_factor == 1);  // what the type does not read is as if it were not there
+  CHECK(
+      model_from_json(R"({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}})", "c").rope_type ==
+      "linear");
+  const ModelConfig plain = model_from_json(
+      R"({"model_type": "deepseek_v3", "rope_parameters": {"rope_type": "default", "factor": 9, "mscale": 1}})", "c");
+  CHECK(plain.rope_factor == 1);
+  CHECK(plain.rope_mscale == 0);
+}
+
+TEST_CASE("the row of pad_token_id is not trained, as PyTorch's padding_idx") {
+  const auto pad = [](const char* type, const char* id) {
+    return model_from_json(format(R"({{"model_type": "{}", "vocab_size": 10, "pad_token_id": {}}})", type, id), "c")
+        .pad_token_id;
+  };
+  CHECK(pad("llama", "null") == -1);
+  CHECK(pad("llama", "0") == 0);
+  CHECK(pad("deepseek_v2", "9") == 9);
+  CHECK(pad("llama", "-1") == 9);
+  CHECK(pad("llama", "10") == -1);
+  CHECK(pad("gpt2", "0") == -1);
+  CHECK(report(R"({"model_type": "llama", "pad_token_id": [0]})") ==
+        "c.json: pad_token_id: expected an integer or null, found [0]");
+}
+
+TEST_CASE("keys that well-known files carry") {
+  CHECK(report(R"({"model_type": "llama", "is_llama_config": true, "rope_interleaved": false, "pretraining_tp": 2,
+                   "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}, "hidden_act": "swish"})") == "");
+  CHECK(report(R"({"model_type": "gpt2", "n_special": 0, "predict_special_tokens": true, "output_past": true,
+                   "_num_labels": 1, "reorder_and_upcast_attn": true, "activation_function": "gelu_fast"})") == "");
+  CHECK(model_from_json(R"({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": true})", "c")
+            .scale_attn_by_inverse_layer_idx);
+  CHECK_FALSE(model_from_json(R"({"model_type": "deepseek_v3", "rope_interleave": false})", "c").rope_interleave);
+  CHECK(model_from_json(R"({"model_type": "deepseek_v3", "num_local_experts": 6, "num_mtp_layers": 2})", "c")
+            .num_nextn_predict_layers == 2);
+  CHECK(model_from_json(R"({"model_type": "deepseek_v2", "num_experts": 6})", "c").n_routed_experts == 6);
+}
+
 TEST_CASE("config.json of DeepSeek-V3 and V2, in transformers' forms of version 5 and 4") {
   const ModelConfig v3 = model_from_hugging_face(system_files(), golden("deepseek_v3_tiny/config.json"));
   CHECK(v3.type == "deepseek_v3");
@@ -131,8 +187,8 @@ TEST_CASE("config.json of DeepSeek-V3 and V2, in transformers' forms of version 
   CHECK(refused("deepseek_v3", R"("moe_layer_freq": 2)") == "c.json: moe_layer_freq: 2 is not supported; only 1 is");
   CHECK(refused("deepseek_v2", R"("norm_topk_prob": true)") ==
         "c.json: norm_topk_prob: true is not supported; only false is");
-  CHECK(refused("deepseek_v2", R"("rope_scaling": {"type": "linear"})") ==
-        "c.json: rope_scaling.type: \"linear\" is not supported; only default and yarn are");
+  CHECK(refused("deepseek_v2", R"("rope_scaling": {"type": "longrope"})") ==
+        "c.json: rope_scaling.type: \"longrope\" is not supported; only default, linear, dynamic, yarn and llama3 are");
   CHECK(refused("deepseek_v2", R"("quantization_config": {"quant_method": "fp8"})") ==
         "c.json: quantization_config.weight_block_size: missing; only [128,128] is supported");
 }
@@ -140,17 +196,29 @@ TEST_CASE("config.json of DeepSeek-V3 and V2, in transformers' forms of version 
 TEST_CASE("what changes the maths is refused by name and value") {
   const std::pair<const char*, const char*> llama[] = {
       {R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0})",
-       "c.json: rope_scaling.factor: 8.0 is not supported\n"
-       "c.json: rope_scaling.rope_type: \"llama3\" is not supported; only default is"},
-      {R"("rope_scaling": {"type": "linear"})",
-       "c.json: rope_scaling.type: \"linear\" is not supported; only default is"},
+       "c.json: rope_scaling.low_freq_factor: missing; llama3 has no default\n"
+       "c.json: rope_scaling.high_freq_factor: missing; llama3 has no default"},
+      {R"("rope_scaling": {"type": "linear"})", "c.json: rope_scaling.factor: missing; linear has no default"},
+      {R"("rope_scaling": {"type": "linear", "factor": 0.5})",
+       "c.json: rope_scaling.factor: expected a number in [1, 1000000], found 0.5"},
+      {R"("rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2})",
+       "c.json: rope_scaling.type: \"linear\" differs from rope_type: \"yarn\""},
+      {R"("rope_scaling": {"rope_type": "longrope", "short_factor": [1], "factor": 2})",
+       "c.json: rope_scaling.rope_type: \"longrope\" is not supported; only default, linear, dynamic, yarn and llama3 "
+       "are\n"
+       "c.json: rope_scaling.short_factor: [1] is not supported"},
+      {R"("rope_scaling": {"rope_type": "yarn", "factor": 2, "attention_factor": 0.0})",
+       "c.json: rope_scaling.attention_factor: 0.0 is not supported"},
+      {R"("rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_type": "default"})",
+       "c.json: rope_scaling: {\"factor\":2,\"type\":\"linear\"} differs from rope_parameters: "
+       "{\"rope_type\":\"default\"}"},
       {R"("rope_parameters": [1])", "c.json: rope_parameters: expected a mapping, found [1]"},
       {R"("rope_theta": 1e4, "rope_parameters": {"rope_theta": 2e4})",
        "c.json: rope_parameters.rope_theta: 20000.0 differs from rope_theta: 10000.0"},
       {R"("hidden_act": "gelu")", "c.json: hidden_act: \"gelu\" is not supported; only silu is"},
       {R"("hidden_act": "relu")",
        "c.json: hidden_act: expected one of silu, gelu_new, gelu_pytorch_tanh, gelu, found \"relu\""},
-      {R"("pretraining_tp": 2)", "c.json: pretraining_tp: 2 is not supported; only 1 is"},
+      {R"("rope_interleaved": true)", "c.json: rope_interleaved: true is not supported; only false is"},
       {R"("attention_dropout": 0.1)", "c.json: attention_dropout: 0.1 is not supported; only 0 or 0.0 is"},
       {R"("quantization_config": {"bits": 4})",
        "c.json: quantization_config: {\"bits\":4} is not supported; only quant_method fp8 is"},
@@ -174,10 +242,7 @@ TEST_CASE("what changes the maths is refused by name and value") {
        "c.json: activation_function: expected one of silu, gelu_new, gelu_pytorch_tanh, gelu, found \"relu\""},
       {R"("activation_function": "silu")",
        "c.json: activation_function: \"silu\" is not supported; gelu_new, gelu_pytorch_tanh and gelu are"},
-      {R"("scale_attn_weights": false)", "c.json: scale_attn_weights: false is not supported; only true is"},
-      {R"("scale_attn_by_inverse_layer_idx": true)",
-       "c.json: scale_attn_by_inverse_layer_idx: true is not supported; only false is"},
-      {R"("reorder_and_upcast_attn": true)", "c.json: reorder_and_upcast_attn: true is not supported; only false is"},
+      {R"("scale_attn_weights": null)", "c.json: scale_attn_weights: expected true or false, found null"},
       {R"("add_cross_attention": true)", "c.json: add_cross_attention: true is not supported; only false is"},
       {R"("n_ctx": 128, "n_positions": 256)", "c.json: n_positions: 256 differs from n_ctx: 128"},
       {R"("rope_theta": 1.0)", "c.json: rope_theta: 1.0: unknown key; it may change what the model computes"},
@@ -222,6 +287,15 @@ TEST_CASE("a model written as config.json reads back as itself") {
         std::string("deepseek_v3_tiny/config.json|"), std::string("deepseek_v2_lite_tiny/config.json|"),
         std::string("llama_tiny/config.json|model.attention_bias=true|model.mlp_bias=true|model.rope_theta=123.5|"
                     "model.tie_word_embeddings=true|model.head_dim=20|model.rms_norm_eps=0.001"),
+        std::string("llama_tiny/config.json|model.rope_type=llama3|model.rope_factor=8|model.rope_low_freq_factor=2|"
+                    "model.rope_high_freq_factor=3|model.rope_original_max_position_embeddings=16"),
+        std::string("llama_tiny/config.json|model.rope_type=yarn|model.rope_factor=8|model.rope_truncate=false|"
+                    "model.rope_attention_factor=1.25|model.rope_beta_fast=16|model.rope_mscale=0.5|"
+                    "model.rope_mscale_all_dim=0.25"),
+        std::string("llama_tiny/config.json|model.rope_type=linear|model.rope_factor=1.5"),
+        std::string("llama_tiny/config.json|model.rope_type=dynamic|model.rope_factor=2|model.pad_token_id=3"),
+        std::string("gpt2_tiny/config.json|model.scale_attn_weights=false|model.scale_attn_by_inverse_layer_idx=true"),
+        std::string("deepseek_v3_tiny/config.json|model.rope_interleave=false|model.rope_type=yarn"),
         std::string("gpt2_tiny/config.json|model.intermediate_size=50|model.attn_pdrop=0.25|model.hidden_act=gelu"),
         std::string("deepseek_v3_tiny/config.json|model.norm_topk_prob=false|model.rope_mscale=-0|"
                     "model.rope_mscale_all_dim=0|model.q_lora_rank=0|model.n_shared_experts=3"),
