@@ -61,10 +61,18 @@ Index load_run(const Files& files, const std::string& path, World& world, Engine
   Checkpoint checkpoint = open_run(files, path, *groups.control, report);
   Agreement(*groups.control).together([&] {
     std::vector<float> values;
+    const std::string module = format("model.layers.{}.", engine.config().model.num_hidden_layers);
     for (const ParamArena::Entry& entry : engine.params().entries()) {
       if (entry.range.size() == 0) continue;
       values.resize(static_cast<std::size_t>(entry.range.size()));
-      checkpoint.read(slab_of(entry, Role::weight, values.data()));
+      const TensorSlab slab = slab_of(entry, Role::weight, values.data());
+      // transformers' config.json names modules of multi-token prediction that its files do not have.
+      require(!slab.name.starts_with(module) || checkpoint.manifest().find(slab.name, slab.role) != nullptr,
+              ExitCode::checkpoint,
+              "{}: there is no weight of {}: the run has no multi-token prediction; model.num_nextn_predict_layers=0 "
+              "goes without",
+              checkpoint.path(), slab.name);
+      checkpoint.read(slab);
       engine.params().write(engine.stream(), Role::weight, entry.range, values.data());
     }
   });

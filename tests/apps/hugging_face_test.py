@@ -288,6 +288,18 @@ def test_runs(d):
     check({t[0] for t in read_model(d / "mixed-out").values()} == {"BF16"}, "dtype of the job")
     # An imported run has no optimizer state to resume from.
     run("train", job(d, "back"), code=4, says="holds weights alone; train in another run.dir, with model.weights=")
+    # transformers' config.json names a module of multi-token prediction that a run has not.
+    for name in ("v3", "further"):
+        path = job(d, name)
+        lines = path.read_text().split("\n")
+        lines[2] = ("model: { type: deepseek_v3, vocab_size: 300, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 16, "
+                    "kv_lora_rank: 8, qk_nope_head_dim: 4, qk_rope_head_dim: 4, v_head_dim: 4, moe_intermediate_size: 8, n_routed_experts: 4, "
+                    "num_experts_per_tok: 2 }")
+        path.write_text("\n".join(lines))
+    run("train", d / "v3.yaml", "eval.every=0", "training.steps=1")
+    run("train", d / "further.yaml", f"model.weights={d}/v3", "model.num_nextn_predict_layers=1", code=4,
+        says="the run has no multi-token prediction; model.num_nextn_predict_layers=0 goes without")
+    run("train", d / "further.yaml", f"model.weights={d}/v3", "training.steps=1")
 
 
 def large_model(d, layers):
