@@ -60,6 +60,25 @@ Row compare_final(const std::string& name, std::span<const float> ours, std::spa
   return row;
 }
 
+// A tensor's rows that one line of the table is about.
+struct Part {
+  const char* suffix;
+  std::size_t count;
+  bool key_bias;
+};
+
+// A constant added to every key changes no softmax: the gradient of GPT-2's key biases is zero, and that of rotated
+// ones almost, in the pairs that hardly turn over the sample.
+std::vector<Part> parts_of(const std::string& name, std::size_t size, const ModelConfig& model) {
+  if (name.ends_with("attn.c_attn.bias"))
+    return {{"[q]", size / 3, false}, {"[k]", size / 3, true}, {"[v]", size / 3, false}};
+  if (name.ends_with("self_attn.k_proj.bias")) return {{"", size, true}};
+  const auto rotated = static_cast<std::size_t>(model.qk_rope_head_dim);
+  if (name.ends_with("kv_a_proj_with_mqa.bias") && size > rotated)
+    return {{"[kv]", size - rotated, false}, {"[k]", rotated, true}};
+  return {{"", size, false}};
+}
+
 // input_ids (steps, B, T) of one step as a micro-batch; the last position predicts nothing, and of a depth of
 // multi-token prediction so many more.
 struct Samples : HostBatch {
@@ -195,21 +214,15 @@ class Parity {
            return learned(p) ? engine.read(p, Role::weight) : std::vector<float>{};
          })) {
       const std::vector<float> reference = golden_.read_f32("final." + name);
-      if (!name.ends_with("attn.c_attn.bias")) {
-        rows_.push_back(compare_final("final." + name, tensor.values, reference, tolerance_, steps, false));
-        continue;
-      }
-      // A constant added to every key changes no softmax: the gradient of GPT-2's key biases is zero.
       require(reference.size() == tensor.values.size(), ExitCode::data, "final.{}: {} values here, {} in the reference",
               name, tensor.values.size(), reference.size());
-      const std::size_t third = reference.size() / 3;
-      for (std::size_t part = 0; part < 3; ++part)
-        rows_.push_back(compare_final("final." + name +
-                                          (part == 0   ? "[q]"
-                                           : part == 1 ? "[k]"
-                                                       : "[v]"),
-                                      std::span(tensor.values).subspan(part * third, third),
-                                      std::span(reference).subspan(part * third, third), tolerance_, steps, part == 1));
+      std::size_t begin = 0;
+      for (const Part& part : parts_of(name, reference.size(), engine.config().model)) {
+        rows_.push_back(
+            compare_final("final." + name + part.suffix, std::span(tensor.values).subspan(begin, part.count),
+                          std::span(reference).subspan(begin, part.count), tolerance_, steps, part.key_bias));
+        begin += part.count;
+      }
     }
   }
 
