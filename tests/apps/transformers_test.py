@@ -53,11 +53,11 @@ def file_names(model, name, tensor):
         yield name, tensor.contiguous()
 
 
-def reference(model, path, steps=3):
+def reference(model, path, steps=3, batch=2, length=24):
     """golden.safetensors as dstrain parity reads it (docs/parity.md), of a model that transformers loaded."""
     torch.manual_seed(1)
     vocabulary = model.config.vocab_size
-    ids = torch.randint(vocabulary, (steps, 2, 24))
+    ids = torch.randint(vocabulary, (steps, batch, length))
     out = {"input_ids": ids}
     decay, plain = ([p for p in model.parameters() if (p.ndim >= 2) == matrix] for matrix in (True, False))
     adam = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
