@@ -1,7 +1,7 @@
 #include "lib/config/reader.h"
 
 #include <algorithm>
-#include <set>
+#include <map>
 #include <tuple>
 
 #include "lib/config/hugging_face.h"
@@ -25,30 +25,36 @@ struct Names {
   std::vector<std::string> sections;
   std::vector<std::string> paths;
   std::vector<std::string> required;
+  std::map<std::string, std::vector<std::string>> keys;  // of each section
   std::string current;
 
   void section(const char* name, const char*) { sections.emplace_back(current = name); }
   template <class T>
   void field(const Key& key, T&) {
     paths.push_back(current + "." + key.name);
+    keys[current].emplace_back(key.name);
     if (key.required) required.push_back(paths.back());
   }
-  std::vector<std::string> keys_of(const std::string& section) const {
-    std::vector<std::string> keys;
-    for (const auto& p : paths)
-      if (p.rfind(section + ".", 0) == 0) keys.push_back(p.substr(section.size() + 1));
-    return keys;
-  }
 };
+
+const Names& all_names() {
+  static const Names names = [] {
+    Config config;
+    Names made;
+    visit_fields(config, made);
+    return made;
+  }();
+  return names;
+}
 
 std::string unknown_key(const Names& names, const std::string& section, const std::string& key) {
   const std::string path = section.empty() ? key : section + "." + key;
   for (const auto& absent : kAbsentKeys)
     if (path == absent.path) return format("not in this version: {}", absent.feature);
-  const std::string near = nearest(key, section.empty() ? names.sections : names.keys_of(section));
+  const std::string near = nearest(key, section.empty() ? names.sections : names.keys.at(section));
   std::string elsewhere;
   for (const auto& p : names.paths)
-    if (p.substr(p.find('.') + 1) == key) elsewhere = p;
+    if (p.compare(p.find('.') + 1, p.npos, key) == 0) elsewhere = p;
   if (!elsewhere.empty() && (near.empty() || near != key)) return format("unknown key; did you mean '{}'?", elsewhere);
   return near.empty() ? "unknown key" : format("unknown key; did you mean '{}'?", near);
 }
@@ -97,7 +103,7 @@ void report_unknown(const YamlNode& root, const Names& names, std::vector<Proble
       continue;
     }
     if (section.kind != YamlNode::Kind::map) continue;
-    const auto keys = names.keys_of(section.key);
+    const auto& keys = names.keys.at(section.key);
     for (const auto& child : section.children)
       if (!child.key.empty() && child.key != "<<" && std::find(keys.begin(), keys.end(), child.key) == keys.end())
         problems.push_back(
@@ -150,13 +156,17 @@ YamlNode parse_override(const std::string& text, const Names& names, std::vector
 
 }  // namespace
 
+const Origin& Loaded::origin(const std::string& key) const {
+  static const Origin preset{Origin::Kind::defaulted, "default"};
+  const auto given = origins.find(key);
+  return given == origins.end() ? preset : given->second;
+}
+
 Loaded parse_config(const Files& files, const std::string& path, const std::string& text,
                     const std::vector<std::string>& overrides) {
   Loaded loaded;
   loaded.path = path;
-  Names names;
-  visit_fields(loaded.config, names);
-  for (const auto& key : names.paths) loaded.origins[key] = {Origin::Kind::defaulted, "default"};
+  const Names& names = all_names();
 
   std::vector<Placed> all;
   const auto place = [&](std::size_t source, std::vector<Problem>& problems) {

@@ -21,9 +21,9 @@ struct Origin {
 struct Loaded {
   Config config;
   std::string path;                       // of the job file, as the user gave it
-  std::map<std::string, Origin> origins;  // every key, say "optimizer.lr"
+  std::map<std::string, Origin> origins;  // of what was given, say "optimizer.lr"
 
-  const Origin& origin(const std::string& key) const { return origins.at(key); }
+  const Origin& origin(const std::string& key) const;  // the default's, when `key` was not given
 };
 
 // Reads `path` through `files`, then the overrides, each "section.key=value" with the value written as in YAML; the

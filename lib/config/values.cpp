@@ -192,6 +192,7 @@ std::string nearest(std::string_view text, const std::vector<std::string>& candi
   for (const auto& c : candidates) {
     // Edit distance in which a swap of neighbours counts one.
     const std::size_t n = text.size(), m = c.size();
+    if (std::max(n, m) - std::min(n, m) >= best_distance) continue;  // so many letters more or fewer
     std::vector<std::size_t> two(m + 1), one(m + 1), row(m + 1);
     std::iota(one.begin(), one.end(), 0u);
     for (std::size_t i = 1; i <= n; ++i) {

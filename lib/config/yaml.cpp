@@ -115,14 +115,14 @@ class Builder final : public YAML::EventHandler {
 
   void leaf(YamlNode n) {
     if (!at_key()) return add(std::move(n));
-    const std::string above = path();
     Level& level = stack_.back();
-    level.key = n.kind == YamlNode::Kind::scalar ? n.text : "";
+    const bool named = n.kind == YamlNode::Kind::scalar && !n.text.empty();
+    if (!named) problems_.push_back({n.mark, path(), "a key must be a name"});
+    level.key = named ? n.text : "";
     level.key_mark = n.mark;
     level.expects_key = false;
-    if (n.kind != YamlNode::Kind::scalar || n.text.empty())
-      problems_.push_back({n.mark, above, "a key must be a name"});
-    else if (n.text == "<<")
+    if (!named) return;
+    if (n.text == "<<")
       problems_.push_back({n.mark, path(), "merge keys are not accepted; write the keys out"});
     else if (const auto [first, fresh] = level.seen.emplace(n.text, n.mark); !fresh)
       problems_.push_back(
