@@ -143,6 +143,7 @@ void CheckpointWriter::discard(const std::string& path) {
   if (files_.exists(path)) {
     remove_tree(files_, trash);
     files_.rename(path, trash);
+    files_.sync_directory(directory_);  // or a loss of power may leave what is half removed under its name
   }
   remove_tree(files_, trash);
 }

@@ -62,7 +62,7 @@ void lose_power(int states_an_effect, unsigned seed) {
     log.acknowledge(step);
   }
   std::mt19937 random(seed);
-  int states = 0, lost = 0, wrong = 0, newer = 0;
+  int states = 0, lost = 0, wrong = 0, newer = 0, half = 0;
   for (std::size_t count = 0; count <= log.size(); ++count) {
     const Index acknowledged = log.acknowledged(count);
     for (int i = 0; i < states_an_effect; ++i, ++states) {
@@ -74,6 +74,7 @@ void lose_power(int states_an_effect, unsigned seed) {
         newer += found > acknowledged;
         wrong += !lines.empty();  // one that has its name and is not whole
         if (!lines.empty()) WARN(lines[0]);
+        half += broken(directory, *disk);  // older ones too: one that is removed loses its name first
       } catch (const std::exception& e) {
         ++wrong;
         WARN(e.what());
@@ -84,6 +85,7 @@ void lose_power(int states_an_effect, unsigned seed) {
   CHECK(lost == 0);
   CHECK(wrong == 0);
   CHECK(newer > 0);
+  CHECK(half == 0);
   std::printf("proof: loss of power behind each of %zu writes and syncs, %d states: %d acknowledged lost, %d corrupt\n",
               log.size(), states, lost, wrong);
 }
