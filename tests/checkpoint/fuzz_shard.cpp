@@ -2,6 +2,7 @@
 
 #include "lib/checkpoint/shard.h"
 #include "tests/support/fuzz.h"
+#include "tests/support/keep_hdf5_memory.h"
 #include "tests/support/memory_files.h"
 
 // HDF5 1.10 loses a few hundred bytes of its own when an object header is malformed; the file is refused all the same.
@@ -66,6 +67,7 @@ void subject(const std::string& input) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  keep_hdf5_memory();
   return fuzz::run(argc, argv, {written().files.get("d/rank_00000.h5")}, {"OHDR", "FRHP", "FADB", "\x89HDF", "weight"},
                    subject);
 }

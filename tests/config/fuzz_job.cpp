@@ -2,7 +2,8 @@
 // reads back from its own text.
 
 #include <cctype>
-#include <filesystem>
+#include <set>
+#include <sstream>
 
 #include "lib/config/resolve.h"
 #include "lib/config/writer.h"
@@ -28,6 +29,15 @@ bool has_place(const std::string& line) {
   return true;
 }
 
+// A change to a comment would change nothing.
+std::string without_comments(const std::string& text) {
+  std::istringstream lines(text);
+  std::string out;
+  for (std::string line; std::getline(lines, line);)
+    if (!line.starts_with('#')) out += line + "\n";
+  return out;
+}
+
 void subject(const std::string& input) {
   const std::size_t zero = std::min(input.find('\0'), input.size());
   std::vector<std::string> overrides;
@@ -35,8 +45,13 @@ void subject(const std::string& input) {
   try {
     const Loaded loaded = parse_config(system_files(), "job.yaml", input.substr(0, zero), overrides);
     const std::string written = to_yaml(loaded.config);
-    check(to_yaml(parse_config(system_files(), "again.yaml", written, {}).config) == written,
-          "an accepted job does not read back");
+    // Most jobs that are taken are those of the good inputs, which are the first to come here.
+    static std::set<std::string> read_back;
+    if (!read_back.contains(written)) {
+      check(to_yaml(parse_config(system_files(), "again.yaml", written, {}).config) == written,
+            "an accepted job does not read back");
+      if (read_back.size() < 32) read_back.insert(written);
+    }
     const ParallelConfig& p = loaded.config.parallel;
     const double ranks = static_cast<double>(std::max<std::int64_t>(1, p.data)) * static_cast<double>(p.tensor) *
                          static_cast<double>(p.pipeline);
@@ -58,18 +73,19 @@ void subject(const std::string& input) {
 
 int main(int argc, char** argv) {
   std::vector<std::string> inputs;
-  for (const auto& entry : std::filesystem::directory_iterator(DSTRAIN_SOURCE_DIR "/configs"))
-    inputs.push_back(read_file(system_files(), entry.path().string()) + '\0' + "optimizer.lr=1.0e-3");
-  std::sort(inputs.begin(), inputs.end());
-  // Those that need files of their own are not there for every working directory.
-  std::erase_if(inputs, [](const std::string& input) {
-    try {
-      subject(input);
-      return false;
-    } catch (const Error&) {
-      return true;
-    }
-  });
+  // One of each kind: the others have the same keys, with other numbers.
+  for (const char* name : {"bench_cpu", "deepseek_v3_671b", "gpipe_8x4", "gpt2_tiny", "llama_1b", "quickstart"})
+    inputs.push_back(
+        without_comments(read_file(system_files(), format("{}/configs/{}.yaml", DSTRAIN_SOURCE_DIR, name))));
+  const std::string least =
+      "run: {dir: d}\nmodel: {vocab_size: 8, hidden_size: 8, num_hidden_layers: 2, num_attention_heads: 2,"
+      " intermediate_size: 8}\n"
+      "data: {train: [t]}\ntraining: {steps: 1, sequence_length: 1, global_batch_size: 2, micro_batch_size: 1}\n";
+  for (const char* override : {"optimizer.lr=1.0e-3", "optimizer.betas=[0.9, 0.95]", "model.type=gpt2",
+                               "model.rope_theta=5e5", "parallel.tensor=2", "parallel.data=2", "run.name=\"a b\"",
+                               "run.seed=18446744073709551615", "data.train=[{path: 'b', weight: 0.5}]",
+                               "lr_schedule.type=cosine", "guard.on_spike=skip", "model.tie_word_embeddings=true"})
+    inputs.push_back(least + '\0' + override);
   return fuzz::run(argc, argv, inputs, {"~",        "null",
                                         "yes",      "off",
                                         "0x1F",     "010",

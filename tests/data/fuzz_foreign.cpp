@@ -3,6 +3,7 @@
 #include "tests/support/fuzz.h"
 
 #include "lib/data/foreign.h"
+#include "tests/support/keep_hdf5_memory.h"
 #include "tests/support/memory_files.h"
 
 using namespace dstrain;
@@ -62,6 +63,7 @@ void read_foreign(const std::string& input) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  keep_hdf5_memory();
   const auto of = [](char kind, const std::string& bytes) { return kind + bytes; };
   return fuzz::run(argc, argv,
                    {of(0, llmc(20240520, 1, std::vector<std::uint16_t>{0, 1, 2, 0, 3})),

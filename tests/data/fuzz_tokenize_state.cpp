@@ -3,6 +3,7 @@
 #include "tests/support/fuzz.h"
 
 #include "lib/data/tokenize_state.h"
+#include "tests/support/keep_hdf5_memory.h"
 #include "tests/support/memory_files.h"
 
 using namespace dstrain;
@@ -63,6 +64,7 @@ void read_either(const std::string& input) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  keep_hdf5_memory();
   const auto of = [](char kind, const std::string& bytes) { return kind + bytes; };
   return fuzz::run(argc, argv, {of(0, state()), of(1, statistics())},
                    {"\"inputs\"", ":", "{", "}", "[", "]", ",", "\"", "\\u", "-", "null", "true", "1e400"},
