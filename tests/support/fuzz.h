@@ -1,7 +1,8 @@
 #pragma once
 // A small fuzzer: seeded mutations of good inputs, a number of them or until a time is up. For executables made by
 // dstrain_fuzz() of tests/CMakeLists.txt, which build their subject with the address and undefined-behaviour
-// sanitizers.
+// sanitizers. In the preset fuzz the subject also tells which ways it took (GCC's trace-pc): an input that took a new
+// one is kept and changed further, as AFL does; a seed's run stays the same from one process to the next.
 //
 //   int main(int argc, char** argv) {
 //     return dstrain::fuzz::run(argc, argv, {good inputs}, {words}, [](const std::string& input) { ... });
@@ -21,6 +22,7 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
@@ -56,6 +58,46 @@ struct Current {
   }
   static void keep() { std::ofstream(get().name + ".input", std::ios::binary) << get().input; }
 };
+
+// Which ways the subject took: pairs of basic blocks, each with how often in powers of two. Of the thread that runs it.
+struct Ways {
+  static constexpr std::size_t kPlaces = 1 << 16;
+  std::uint8_t counts[kPlaces], seen[kPlaces];  // of this input; a bit a power, of all inputs
+  std::uint32_t touched[kPlaces];
+  std::size_t n;
+  std::uintptr_t before;
+
+  // Whether this input took one that none before took; forgets its counts.
+  bool any_new() {
+    bool result = false;
+    for (std::size_t i = 0; i < n; ++i) {
+      std::uint8_t& count = counts[touched[i]];
+      const auto bit = static_cast<std::uint8_t>(1u << (7 - __builtin_clz(count | 1u) % 8));
+      if ((seen[touched[i]] & bit) == 0) result = true;
+      seen[touched[i]] |= bit;
+      count = 0;
+    }
+    n = before = 0;
+    return result;
+  }
+};
+inline constinit Ways ways{};
+inline constinit thread_local bool recording = false;
+
+// Called in every basic block of what is built with -fsanitize-coverage=trace-pc. Addresses count from this function,
+// wherever the program was loaded.
+extern "C" __attribute__((used, no_sanitize_coverage, no_sanitize("address", "undefined"))) void
+__sanitizer_cov_trace_pc() {
+  if (!recording) return;
+  const std::uintptr_t here = (reinterpret_cast<std::uintptr_t>(__builtin_return_address(0)) -
+                               reinterpret_cast<std::uintptr_t>(&__sanitizer_cov_trace_pc)) *
+                                  0x9e3779b97f4a7c15ull >>
+                              40;
+  const std::size_t at = (here ^ ways.before) % Ways::kPlaces;
+  ways.before = here >> 1;
+  if (ways.counts[at] == 0) ways.touched[ways.n++] = static_cast<std::uint32_t>(at);
+  if (ways.counts[at] != 255) ++ways.counts[at];
+}
 
 inline std::size_t below(Random& random, std::size_t n) { return static_cast<std::size_t>(random() % n); }
 
@@ -120,6 +162,8 @@ inline void mutate(std::string& text, const std::string& other, const std::vecto
   }
 }
 
+constexpr std::size_t kMostKept = 10000;
+
 // Runs the fuzzer; returns the exit code of main. `inputs` are good ones, at least one; `words` are what inputs are
 // made of.
 inline int run(int argc, char** argv, const std::vector<std::string>& inputs, const std::vector<std::string>& words,
@@ -140,7 +184,9 @@ inline int run(int argc, char** argv, const std::vector<std::string>& inputs, co
     Current::get().input = input;
     alarm(60);  // a hang ends with SIGALRM
     const std::clock_t begin = std::clock();
+    recording = true;
     const auto end = [&] {
+      recording = false;
       alarm(0);
       slowest = std::max(slowest, std::clock() - begin);
     };
@@ -171,18 +217,23 @@ inline int run(int argc, char** argv, const std::vector<std::string>& inputs, co
   const auto begin = std::chrono::steady_clock::now();
   const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
   std::uint64_t runs = 0, taken = 0;
-  for (const std::string& good : inputs)
+  std::vector<std::string> kept = inputs;  // those that took a new way behind the good ones
+  std::size_t longest = 4096;
+  for (const std::string& good : inputs) {
     if (!once(good)) {
       std::fprintf(stderr, "%s: a good input is refused: %s\n", name.c_str(), refusal.c_str());
       return 1;
     }
+    ways.any_new();
+    longest = std::max(longest, 2 * good.size());
+  }
   const auto failed = [&](const char* why, double figure) {
     Current::keep();
     std::fprintf(stderr, "%s: %s: %.3f; see %s.input\n", name.c_str(), why, figure, name.c_str());
     return 1;
   };
   for (; timed ? seconds() < most : static_cast<double>(runs) < most; ++runs) {
-    std::string input = inputs[below(random, inputs.size())];
+    std::string input = kept[below(random, random() % 4 ? kept.size() : inputs.size())];
     // Half of the time, only what lies behind a zero byte: the part that a good first part leads to.
     std::string head;
     if (const auto zero = input.find('\0'); zero != std::string::npos && random() % 2 == 0) {
@@ -190,7 +241,7 @@ inline int run(int argc, char** argv, const std::vector<std::string>& inputs, co
       input.erase(0, zero + 1);
     }
     for (std::size_t n = 1 + below(random, random() % 4 ? 2u : 12u); n > 0; --n)
-      mutate(input, inputs[below(random, inputs.size())], words, random);
+      mutate(input, kept[below(random, kept.size())], words, random);
     input.insert(0, head);
     try {
       taken += once(input);
@@ -199,14 +250,20 @@ inline int run(int argc, char** argv, const std::vector<std::string>& inputs, co
       std::fprintf(stderr, "%s: %s; see %s.input\n", name.c_str(), e.what(), name.c_str());
       return 1;
     }
+    if (ways.any_new() && input.size() <= longest) {
+      if (kept.size() < kMostKept)
+        kept.push_back(input);
+      else
+        kept[inputs.size() + below(random, kept.size() - inputs.size())] = input;
+    }
     if (slowest > CLOCKS_PER_SEC) return failed("seconds of an input", static_cast<double>(slowest) / CLOCKS_PER_SEC);
   }
   rusage used{};
   getrusage(RUSAGE_SELF, &used);
   const double megabytes = static_cast<double>(used.ru_maxrss) / 1024;
-  std::printf("%s: %llu inputs in %.0f s, %llu of them taken; slowest %.3f s, memory %.0f MB\n", name.c_str(),
+  std::printf("%s: %llu inputs in %.0f s, %llu of them taken, %zu kept; slowest %.3f s, memory %.0f MB\n", name.c_str(),
               static_cast<unsigned long long>(runs), seconds(), static_cast<unsigned long long>(taken),
-              static_cast<double>(slowest) / CLOCKS_PER_SEC, megabytes);
+              kept.size() - inputs.size(), static_cast<double>(slowest) / CLOCKS_PER_SEC, megabytes);
   if (megabytes > 512) return failed("megabytes of memory", megabytes);
   return 0;
 }
