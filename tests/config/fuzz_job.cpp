@@ -17,7 +17,7 @@ namespace {
 bool has_place(const std::string& line) {
   if (line.starts_with("override '")) return true;
   // What is not there has no line: the file and the key are its place.
-  if (line.starts_with("job.yaml: model.") && line.find(": missing; ") != line.npos) return true;
+  if (line.starts_with("job.yaml: ") && line.find(": missing; ") != line.npos) return true;
   if (!line.starts_with("job.yaml:")) return false;
   std::size_t at = 9;
   for (int numbers = 0; numbers < 2; ++numbers) {
