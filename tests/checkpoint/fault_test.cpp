@@ -49,12 +49,15 @@ TEST_CASE("any failing file call leaves the old checkpoint, and the new one whol
         break;
       }
       ++points;
+      // Once the oldest is being removed, the new one is there for good.
+      const bool removing =
+          std::ranges::any_of(names_in(t.path), [](const std::string& name) { return name.ends_with(kTrashSuffix); });
       std::vector<std::string> lines;
       const Index step = load(t.path, 3, 1, &lines);
       CHECK(lines.empty());
       CHECK((step == 2 || step == 3));
       if (!threw) CHECK(step == 3);
-      if (files.lost_bytes()) CHECK(threw);
+      if (files.lost_bytes() && !removing) CHECK(threw);
       CHECK(broken(t.path) == 0);
       if (!kind.sticky)
         CHECK_FALSE(fs::exists(fs::path(t.path) / (step_name(3) + kPartialSuffix)));  // its room is free
