@@ -1,10 +1,11 @@
 // What the CUDA kernels choose: measured matmul algorithms keep the bits and travel as text; attention refuses what it
-// cannot do. Passes untouched where DSTRAIN_TEST_DEVICES has no cuda.
+// cannot do, and who runs it. What needs a card passes untouched where DSTRAIN_TEST_DEVICES has no cuda.
 #include <cmath>
 #include <cstring>
 #include <sstream>
 
 #include "kernels/attention.h"
+#include "kernels/cuda/attention_rule.h"
 #include "kernels/matmul.h"
 #include "tests/kernels/op_case.h"
 
@@ -182,4 +183,51 @@ TEST_CASE("cuda: a product of more than 2^31 elements", "[.large]") {
       }
     }
   }
+}
+
+TEST_CASE("attention: who runs it on CUDA") {
+  std::byte memory[16];  // never read
+  const auto op_of = [&](DType dtype, Index length, Index size) {
+    const Tensor x(memory, dtype, Device::dry, {1, length, 2, size}),
+        lse(memory, DType::f32, Device::dry, {1, 2, length});
+    return AttentionForward{.o = x, .lse = lse, .q = x, .k = x, .v = x};
+  };
+  constexpr cuda::CudnnFacts kGood{91400, 9};
+  const ComputeSettings automatic, native{.attention = AttentionChoice::native};
+  CHECK(cuda::attention_uses_cudnn(op_of(DType::bf16, 128, 64), automatic, kGood));
+  CHECK_FALSE(cuda::attention_uses_cudnn(op_of(DType::bf16, 128, 64), native, kGood));
+  const auto refused = [&](const AttentionForward& op, cuda::CudnnFacts facts, const std::string& why) {
+    const char* const said = cuda::why_not_cudnn(op, true, facts);
+    REQUIRE(said != nullptr);
+    CHECK_THAT(said, Catch::Matchers::Contains(why));
+    CHECK_FALSE(cuda::attention_uses_cudnn(op, automatic, facts));
+  };
+  refused(op_of(DType::f32, 128, 64), kGood, "not bf16");
+  refused(op_of(DType::bf16, 127, 64), kGood, "multiples of 128");
+  refused(op_of(DType::bf16, 128, 60), kGood, "size of its heads");
+  refused(op_of(DType::bf16, 128, 256), {91400, 8}, "size of its heads");
+  refused(op_of(DType::bf16, 128, 64), {91001, 9}, "known to be wrong");
+  refused(op_of(DType::bf16, 128, 64), {90500, 9}, "older");
+  refused(op_of(DType::bf16, 128, 64), {91400, 10}, "deterministic");
+  AttentionForward decoding = op_of(DType::bf16, 128, 64);
+  decoding.query_offset = 128;
+  refused(decoding, kGood, "causal mask");
+  CHECK(op_of(DType::bf16, 128, 64).workspace(Device::cuda) > 0);
+  CHECK(op_of(DType::f32, 128, 64).workspace(Device::cuda) == 0);
+
+  // the gradient in parts: groups of heads times samples, each 2 T^2 bytes a head
+  const auto parts = [&](Index samples, Index length, Index heads, Index key_heads) {
+    const Tensor q(memory, DType::bf16, Device::dry, {samples, length, heads, 64}),
+        k(memory, DType::bf16, Device::dry, {samples, length, key_heads, 64}),
+        lse(memory, DType::f32, Device::dry, {samples, heads, length});
+    const AttentionBackward op{.dq = q, .dk = k, .dv = k, .dout = q, .o = q, .lse = lse, .q = q, .k = k, .v = k};
+    const cuda::BackwardParts p = cuda::cudnn_backward_parts(op);
+    CHECK(op.workspace(Device::cuda) >= static_cast<std::size_t>(p.samples * p.key_heads * heads / key_heads * 2) *
+                                            static_cast<std::size_t>(length * length));
+    return std::pair{p.samples, p.key_heads};
+  };
+  CHECK(parts(8, 4096, 16, 16) == std::pair<Index, Index>{8, 16});  // 4 GiB
+  CHECK(parts(9, 4096, 16, 16) == std::pair<Index, Index>{5, 16});
+  CHECK(parts(2, 16384, 128, 128) == std::pair<Index, Index>{1, 8});  // 512 MiB a head
+  CHECK(parts(1, 65536, 16, 8) == std::pair<Index, Index>{1, 1});     // 16 GiB a group
 }
