@@ -67,7 +67,9 @@ std::string text(const Shape& shape) { return shape.to_string(); }
 
 enum class Gelu : unsigned char { none, output, input };  // whether it follows a linear, or feeds it
 
-void bench_linear(OpBench& bench, const char* what, Index rows, Index in, Index out, bool bias, Gelu gelu) {
+// `layer`: the weight is a layer's own, else the head's, whose gradient is the sum of several products.
+void bench_linear(OpBench& bench, const char* what, Index rows, Index in, Index out, bool bias, Gelu gelu,
+                  bool layer = true) {
   const auto label = [&](const char* pass) { return format("{} {} {}x{}x{}", what, pass, rows, in, out); };
   bench.run(label("y"), [&](Operands& of) {
     Matmul op{.c = of.allocate({rows, out}, of.dtype()),
@@ -84,11 +86,12 @@ void bench_linear(OpBench& bench, const char* what, Index rows, Index in, Index 
     return op;
   });
   bench.run(label("dw"), [&](Operands& of) {
-    return Matmul{.c = of.allocate({out, in}, DType::f32),
+    const DType dtype = layer ? of.gradient_dtype() : DType::f32;
+    return Matmul{.c = of.allocate({out, in}, dtype),
                   .a = of.uniform({rows, out}),
                   .b = of.uniform({rows, in}),
                   .transpose_a = true,
-                  .write = Write::accumulate};
+                  .write = dtype == DType::f32 ? Write::accumulate : Write::overwrite};
   });
   if (bias)
     bench.run(label("db"), [&](Operands& of) {
@@ -281,7 +284,7 @@ void bench_optimizer(OpBench& bench, const Dimensions& d) {
   const Shape shape{d.parameters};
   const std::string label = text(shape);
   bench.run(label, [&](Operands& of) {
-    return SquaredNorm{.result = of.allocate({1}, DType::f64), .x = of.uniform(shape, DType::f32)};
+    return SquaredNorm{.result = of.allocate({1}, DType::f64), .x = of.uniform(shape, of.gradient_dtype())};
   });
   bench.run("", [&](Operands& of) {
     return UpdateScalars{.scalars = of.values({1e-3f, 1, 0.1f, 0.05f}),
@@ -295,7 +298,7 @@ void bench_optimizer(OpBench& bench, const Dimensions& d) {
   const auto adamw = [&](Operands& of, bool half, bool split) {
     AdamW op{.exp_avg = of.uniform(shape, DType::f32),
              .exp_avg_sq = of.uniform(shape, DType::f32, 0, 1),
-             .gradient = of.uniform(shape, DType::f32),
+             .gradient = of.uniform(shape, of.gradient_dtype()),
              .scalars = of.values({1e-3f, 1, 0.1f, 0.05f}),
              .weight_decay = 0.1f};
     if (!split) op.master = of.uniform(shape, DType::f32);
@@ -345,6 +348,7 @@ ExitCode bench_ops(const Options& options) {
                 options.job.job.c_str(), pool.threads(), cpu::blas_info().kernel.c_str());
   OpBench bench(pool, {.device = device,
                        .dtype = config.precision.compute == "bfloat16" ? DType::bf16 : DType::f32,
+                       .gradient = config.precision.gradients == "bfloat16" ? DType::bf16 : DType::f32,
                        .settings = compute_settings(config),
                        .seconds = options.seconds});
   if (config.model.deepseek()) {
@@ -356,7 +360,7 @@ ExitCode bench_ops(const Options& options) {
   bench_linear(bench, "out", d.rows, d.heads * d.head, d.hidden, !d.llama, Gelu::none);
   bench_linear(bench, "up", d.rows, d.hidden, d.up(), !d.llama, d.llama ? Gelu::none : Gelu::output);
   bench_linear(bench, "down", d.rows, d.inner, d.hidden, !d.llama, d.llama ? Gelu::none : Gelu::input);
-  bench_linear(bench, "head", d.loss_rows, d.hidden, d.vocabulary, false, Gelu::none);
+  bench_linear(bench, "head", d.loss_rows, d.hidden, d.vocabulary, false, Gelu::none, false);
   bench_rows(bench, d);
   bench_activations(bench, d);
   bench_vocabulary(bench, d);

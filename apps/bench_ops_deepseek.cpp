@@ -198,7 +198,7 @@ void bench_experts(OpBench& bench, const Config& config) {
                                     .choice_at = of.indices({places}, choices.choice_at)};
   });
   product("down dw", [&](Operands& of) {
-    return GroupedGradient{.c = of.allocate({all * hidden, inner}, DType::f32),
+    return GroupedGradient{.c = of.allocate({all * hidden, inner}, of.gradient_dtype()),
                            .a = of.uniform({rows, hidden}),
                            .b = of.uniform({places, inner}),
                            .offsets = offsets(of),
@@ -206,7 +206,7 @@ void bench_experts(OpBench& bench, const Config& config) {
                            .rows = places};
   });
   product("gate, up dw", [&](Operands& of) {
-    return GroupedGradient{.c = of.allocate({all * 2 * inner, hidden}, DType::f32),
+    return GroupedGradient{.c = of.allocate({all * 2 * inner, hidden}, of.gradient_dtype()),
                            .a = of.uniform({places, 2 * inner}),
                            .b = of.uniform({rows, hidden}),
                            .offsets = offsets(of),

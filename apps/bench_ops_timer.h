@@ -15,9 +15,11 @@ namespace dstrain {
 // Tensors of one op, alive as long as this is.
 class Operands {
  public:
-  Operands(Device device, DType dtype, std::uint64_t seed) : device_(device), dtype_(dtype), seed_(seed) {}
+  Operands(Device device, DType dtype, DType gradient, std::uint64_t seed)
+      : device_(device), dtype_(dtype), gradient_(gradient), seed_(seed) {}
 
-  DType dtype() const { return dtype_; }  // the job's
+  DType dtype() const { return dtype_; }              // the job's
+  DType gradient_dtype() const { return gradient_; }  // of the weights of layers
 
   // Random numbers in [low, high), of the job's dtype unless another is named. Those of long tensors repeat.
   Tensor uniform(const Shape& shape, float low = -1, float high = 1) { return uniform(shape, dtype_, low, high); }
@@ -35,7 +37,7 @@ class Operands {
 
  private:
   Device device_;
-  DType dtype_;
+  DType dtype_, gradient_;
   std::uint64_t seed_;
   std::vector<Buffer> buffers_;
 };
@@ -44,7 +46,8 @@ class OpBench {
  public:
   struct Setup {
     Device device = Device::cpu;
-    DType dtype = DType::f32;  // of what the layers compute
+    DType dtype = DType::f32;     // of what the layers compute
+    DType gradient = DType::f32;  // of the weights of layers
     ComputeSettings settings;
     double seconds = 0.3;  // for each op
   };
@@ -94,7 +97,7 @@ class OpBench {
     std::vector<Op> ops;
     Cost cost;
     do {
-      memory.push_back(std::make_unique<Operands>(setup_.device, setup_.dtype, memory.size()));
+      memory.push_back(std::make_unique<Operands>(setup_.device, setup_.dtype, setup_.gradient, memory.size()));
       ops.push_back(make(*memory.back()));
       cost = ops.back().cost();
     } while (setup_.device == Device::cuda && cost.flops == 0 && cost.bytes >= kSmall &&

@@ -16,7 +16,7 @@ void AdamW::validate() const {
   }
   check_vector(exp_avg, DType::f32, n, "adamw: exp_avg");
   check_vector(exp_avg_sq, DType::f32, n, "adamw: exp_avg_sq");
-  check_vector(gradient, DType::f32, n, "adamw: gradient");
+  check_float_vector(gradient, n, "adamw: gradient");
   check_vector(scalars, DType::f32, 4, "adamw: scalars");
   if (compute.defined()) check_vector(compute, DType::bf16, n, "adamw: compute");
   check(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1 && eps > 0 && weight_decay >= 0,

@@ -13,7 +13,7 @@ namespace dstrain {
 struct AdamW {
   static constexpr const char* name = "adamw";
   Tensor master, exp_avg, exp_avg_sq;  // (n) f32, updated
-  Tensor gradient;                     // (n) f32
+  Tensor gradient;                     // (n) f32 or bf16
   Tensor compute = {};                 // (n) bf16, written from master in the same pass
   Tensor low = {};                     // (n) u16; then master is undefined: it is (compute, low), see split_master.h
   Tensor scalars;                      // (4) f32: lr, clip coefficient, 1 - beta1^t, 1 - beta2^t

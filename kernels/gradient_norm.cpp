@@ -7,7 +7,7 @@ namespace dstrain {
 void SquaredNorm::validate() const {
   check_vector(result, DType::f64, 1, "squared_norm: result");
   check_rank(x, 1, "squared_norm: x");
-  check_vector(x, DType::f32, x.dim(0), "squared_norm: x");
+  check_float_vector(x, x.dim(0), "squared_norm: x");
 }
 
 Cost SquaredNorm::cost() const { return {0, 0, bytes_of({&result, &x})}; }

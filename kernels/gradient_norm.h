@@ -10,7 +10,7 @@ struct SquaredNorm {
   static constexpr const char* name = "squared_norm";
   static constexpr Index kNormBlock = 65536;
   Tensor result;  // (1) f64
-  Tensor x;       // (n) f32
+  Tensor x;       // (n) f32 or bf16
 
   void validate() const;
   Cost cost() const;

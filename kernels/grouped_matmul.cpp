@@ -63,7 +63,7 @@ void GroupedGradient::validate() const {
   check_rank(b, 2, "grouped_gradient: b");
   check_offsets(offsets);
   check_rows(c, groups() * a.dim(1), b.dim(1), "grouped_gradient: c");
-  check_dtype(c, DType::f32, "grouped_gradient: c");
+  if (c.dtype != DType::f32) check_same_dtype(c, a, "grouped_gradient: c");
   check_operand(a, a_rows_of, rows, a.dim(1), "grouped_gradient: a");
   check_operand(b, b_rows_of, rows, b.dim(1), "grouped_gradient: b");
   check_same_dtype(b, a, "grouped_gradient: b");
@@ -78,7 +78,8 @@ Cost GroupedGradient::cost() const {
 
 std::size_t GroupedGradient::workspace(Device target) const {
   if (target == Device::cuda) return 0;
-  return arena_bytes({gathered_bytes(a, a_rows_of, rows), gathered_bytes(b, b_rows_of, rows)});
+  return arena_bytes({c.dtype == DType::f32 ? 0 : static_cast<std::size_t>(c.numel()) * sizeof(float),
+                      gathered_bytes(a, a_rows_of, rows), gathered_bytes(b, b_rows_of, rows)});
 }
 
 }  // namespace dstrain

@@ -31,7 +31,7 @@ void run(Cuda, Stream& stream, const GroupedMatmul& op);
 // without rows gives zeros.
 struct GroupedGradient {
   static constexpr const char* name = "grouped_gradient";
-  Tensor c;               // (G * m, n) f32
+  Tensor c;               // (G * m, n) f32, or bf16 when a is
   Tensor a;               // (P, m) or (rows, m); strided rows
   Tensor b;               // (P, n) or (rows, n); strided rows; a's dtype
   Tensor offsets;         // (G + 1) i32, the last one P

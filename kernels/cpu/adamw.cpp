@@ -21,12 +21,14 @@ void run(Cpu, Stream& stream, const AdamW& op) {
   std::uint16_t* const low = op.low.defined() ? op.low.as<std::uint16_t>() : nullptr;
   float* const exp_avg = op.exp_avg.as<float>();
   float* const exp_avg_sq = op.exp_avg_sq.as<float>();
-  const float* const gradient = op.gradient.as<float>();
+  const bool narrow = op.gradient.dtype == DType::bf16;
   bfloat16* const compute = op.compute.defined() ? op.compute.as<bfloat16>() : nullptr;
   constexpr Index kTile = cpu::kFlatTile / 8;
   cpu::parallel_ranges(stream, op.exp_avg.dim(0), kTile, [&](Index begin, Index end) {
-    // A split master is joined for the while of a tile.
-    float joined[kTile];
+    // A split master is joined, and a bf16 gradient widened, for the while of a tile.
+    float joined[kTile], widened[kTile];
+    if (narrow) cpu::convert(widened, op.gradient.as<bfloat16>() + begin, end - begin);
+    const float* const gradient = narrow ? widened - begin : op.gradient.as<float>();
     float* const weights = low != nullptr ? joined - begin : master;
     if (low != nullptr)
       for (Index i = begin; i < end; ++i) weights[i] = join_master(compute[i], low[i]);

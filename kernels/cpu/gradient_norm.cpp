@@ -32,9 +32,20 @@ void run(Cpu, Stream& stream, const SquaredNorm& op) {
   const Index n = op.x.dim(0), blocks = (n + SquaredNorm::kNormBlock - 1) / SquaredNorm::kNormBlock;
   const ArenaScope scope(stream.workspace());
   double* const sums = stream.workspace().allocate({blocks}, DType::f64).as<double>();
-  const float* const x = op.x.as<float>();
   cpu::parallel_ranges(stream, n, SquaredNorm::kNormBlock, [&](Index begin, Index end) {
-    sums[begin / SquaredNorm::kNormBlock] = sum_of_squares(x + begin, end - begin);
+    double& sum = sums[begin / SquaredNorm::kNormBlock];
+    if (op.x.dtype == DType::f32) {
+      sum = sum_of_squares(op.x.as<float>() + begin, end - begin);
+      return;
+    }
+    constexpr Index kTile = 1024;
+    float widened[kTile];
+    sum = 0;
+    for (Index i = begin; i < end; i += kTile) {
+      const Index count = std::min(kTile, end - i);
+      cpu::convert(widened, op.x.as<bfloat16>() + i, count);
+      sum += sum_of_squares(widened, count);
+    }
   });
   double& result = *op.result.as<double>();
   for (Index i = 0; i < blocks; ++i) result += sums[i];

@@ -72,6 +72,8 @@ void run(Cpu, Stream& stream, const GroupedGradient& op) {
   const Index m = op.a.dim(1), n = op.b.dim(1), groups = op.groups();
   if (m == 0 || n == 0) return;
   const ArenaScope scope(stream.workspace());
+  const bool half = op.c.dtype == DType::bf16;
+  const Tensor sums = half ? stream.workspace().allocate(op.c.shape) : op.c;
   const Operand a = operand(stream, op.a, op.a_rows_of, op.rows), b = operand(stream, op.b, op.b_rows_of, op.rows);
   const std::int32_t* const offsets = op.offsets.as<std::int32_t>();
   const Index down = (m + kTileColumns - 1) / kTileColumns, across = (n + kTileColumns - 1) / kTileColumns;
@@ -79,15 +81,21 @@ void run(Cpu, Stream& stream, const GroupedGradient& op) {
     const Index g = tile / across / down, row = tile / across % down * kTileColumns,
                 column = tile % across * kTileColumns;
     const Index height = std::min(kTileColumns, m - row), width = std::min(kTileColumns, n - column);
-    float* const c = cpu::row<float>(op.c, g * m + row) + column;
+    float* const c = cpu::row<float>(sums, g * m + row) + column;
     const Index first = offsets[g], count = offsets[g + 1] - first;
     const bool accumulate = op.write == Write::accumulate;
-    if (count == 0) {
-      for (Index r = 0; r < height && !accumulate; ++r) std::fill_n(c + r * op.c.stride(0), width, 0.0f);
-      return;
+    if (count == 0 && accumulate) return;
+    if (count == 0)
+      for (Index r = 0; r < height; ++r) std::fill_n(c + r * sums.stride(0), width, 0.0f);
+    else
+      cpu::sgemm(true, false, height, width, count, 1.0f, a.data + first * a.stride + row, a.stride,
+                 b.data + first * b.stride + column, b.stride, accumulate && !half ? 1.0f : 0.0f, c, sums.stride(0));
+    for (Index r = 0; r < height && half; ++r) {
+      float* const from = c + r * sums.stride(0);
+      bfloat16* const to = cpu::row<bfloat16>(op.c, g * m + row + r) + column;
+      for (Index j = 0; j < width && accumulate; ++j) from[j] += cpu::to_float(to[j]);
+      cpu::convert(to, from, width);
     }
-    cpu::sgemm(true, false, height, width, count, 1.0f, a.data + first * a.stride + row, a.stride,
-               b.data + first * b.stride + column, b.stride, accumulate ? 1.0f : 0.0f, c, op.c.stride(0));
   });
 }
 

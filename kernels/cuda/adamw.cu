@@ -11,7 +11,7 @@ constexpr int kThreads = 256, kWide = 4;
 
 struct Update {
   float *master, *exp_avg, *exp_avg_sq;
-  const float* gradient;
+  const void* gradient;  // G
   __nv_bfloat16* compute;
   std::uint16_t* low;
   const float* scalars;
@@ -33,10 +33,10 @@ __device__ inline void update(const Numbers& s, float gradient, float& w, float&
   w = __fadd_rn(p, __fdiv_rn(__fmul_rn(s.step, m), denominator));
 }
 
-template <int N, bool kSplit, bool kCompute>
+template <class G, int N, bool kSplit, bool kCompute>
 __device__ inline void update_at(const Update& u, const Numbers& s, Index i) {
   cuda::Vec<float, N> w, m = cuda::load_vec<N>(u.exp_avg + i), v = cuda::load_vec<N>(u.exp_avg_sq + i);
-  const cuda::Vec<float, N> g = cuda::load_vec<N>(u.gradient + i);
+  const cuda::Vec<G, N> g = cuda::load_vec<N>(static_cast<const G*>(u.gradient) + i);
   cuda::Vec<__nv_bfloat16, N> hi;
   cuda::Vec<std::uint16_t, N> low;
   if constexpr (kSplit) {
@@ -48,7 +48,7 @@ __device__ inline void update_at(const Update& u, const Numbers& s, Index i) {
     w = cuda::load_vec<N>(u.master + i);
   }
 #pragma unroll
-  for (int j = 0; j < N; ++j) update(s, g.v[j], w.v[j], m.v[j], v.v[j]);
+  for (int j = 0; j < N; ++j) update(s, cuda::to_float(g.v[j]), w.v[j], m.v[j], v.v[j]);
   cuda::store_vec<N>(u.exp_avg + i, m);
   cuda::store_vec<N>(u.exp_avg_sq + i, v);
   if constexpr (kSplit) {
@@ -66,7 +66,7 @@ __device__ inline void update_at(const Update& u, const Numbers& s, Index i) {
   }
 }
 
-template <bool kSplit, bool kCompute>
+template <class G, bool kSplit, bool kCompute>
 __global__ void __launch_bounds__(kThreads) adamw_kernel(Update u, bool wide) {
   const float clip = u.scalars[1];
   if (!isfinite(clip)) return;
@@ -82,8 +82,8 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(Update u, bool wide) {
   const Index thread = static_cast<Index>(blockIdx.x) * kThreads + threadIdx.x;
   const Index threads = static_cast<Index>(gridDim.x) * kThreads;
   const Index whole = wide ? u.n / kWide * kWide : 0;
-  for (Index i = thread * kWide; i < whole; i += threads * kWide) update_at<kWide, kSplit, kCompute>(u, s, i);
-  for (Index i = whole + thread; i < u.n; i += threads) update_at<1, kSplit, kCompute>(u, s, i);
+  for (Index i = thread * kWide; i < whole; i += threads * kWide) update_at<G, kWide, kSplit, kCompute>(u, s, i);
+  for (Index i = whole + thread; i < u.n; i += threads) update_at<G, 1, kSplit, kCompute>(u, s, i);
 }
 
 bool aligned(const void* p, std::size_t bytes) { return reinterpret_cast<std::uintptr_t>(p) % bytes == 0; }
@@ -95,7 +95,7 @@ void run(Cuda, Stream& stream, const AdamW& op) {
   const Update u{.master = cuda::pointer<float>(op.master),
                  .exp_avg = op.exp_avg.as<float>(),
                  .exp_avg_sq = op.exp_avg_sq.as<float>(),
-                 .gradient = op.gradient.as<float>(),
+                 .gradient = op.gradient.data,
                  .compute = cuda::pointer<__nv_bfloat16>(op.compute),
                  .low = cuda::pointer<std::uint16_t>(op.low),
                  .scalars = op.scalars.as<float>(),
@@ -106,16 +106,20 @@ void run(Cuda, Stream& stream, const AdamW& op) {
                  .n = op.exp_avg.dim(0)};
   if (u.n == 0) return;
   const bool wide = aligned(u.master, 16) && aligned(u.exp_avg, 16) && aligned(u.exp_avg_sq, 16) &&
-                    aligned(u.gradient, 16) && aligned(u.compute, 8) && aligned(u.low, 8);
+                    aligned(u.gradient, kWide * size_of(op.gradient.dtype)) && aligned(u.compute, 8) &&
+                    aligned(u.low, 8);
   constexpr Index kMostBlocks = 132 * 16;
   const unsigned blocks = cuda::grid(std::min(kMostBlocks, cuda::div_up(u.n, kThreads * kWide)));
   const cudaStream_t queue = cuda::stream_of(stream);
-  if (split)
-    adamw_kernel<true, true><<<blocks, kThreads, 0, queue>>>(u, wide);
-  else if (compute)
-    adamw_kernel<false, true><<<blocks, kThreads, 0, queue>>>(u, wide);
-  else
-    adamw_kernel<false, false><<<blocks, kThreads, 0, queue>>>(u, wide);
+  cuda::dispatch_float(op.gradient.dtype, [&](auto zero) {
+    using G = decltype(zero);
+    if (split)
+      adamw_kernel<G, true, true><<<blocks, kThreads, 0, queue>>>(u, wide);
+    else if (compute)
+      adamw_kernel<G, false, true><<<blocks, kThreads, 0, queue>>>(u, wide);
+    else
+      adamw_kernel<G, false, false><<<blocks, kThreads, 0, queue>>>(u, wide);
+  });
   cuda::check_launch("adamw");
 }
 

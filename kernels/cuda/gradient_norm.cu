@@ -19,18 +19,24 @@ __device__ double block_sum(double x) {
   return total;
 }
 
-// One block a norm block: thread t takes elements t, t + 256, .. four at a time.
-__global__ void __launch_bounds__(kThreads) squares_kernel(double* sums, const float* x, Index n, bool wide) {
+// One block a norm block: thread t takes vectors of 16 bytes t, t + 256, ..
+template <class T>
+__global__ void __launch_bounds__(kThreads) squares_kernel(double* sums, const T* x, Index n, bool wide) {
+  constexpr int kWide = 16 / sizeof(T);
   const Index begin = blockIdx.x * SquaredNorm::kNormBlock, end = min(n, begin + SquaredNorm::kNormBlock);
   double sum = 0;
-  const Index whole = wide ? begin + (end - begin) / 4 * 4 : begin;
+  const Index whole = wide ? begin + (end - begin) / kWide * kWide : begin;
+  const auto add = [&](T value) {
+    const float v = cuda::to_float(value);
+    sum += static_cast<double>(v) * v;
+  };
 #pragma unroll 4
-  for (Index i = begin + 4 * static_cast<Index>(threadIdx.x); i < whole; i += 4 * kThreads) {
-    const auto v = cuda::load_vec<4>(x + i);
+  for (Index i = begin + kWide * static_cast<Index>(threadIdx.x); i < whole; i += kWide * kThreads) {
+    const auto v = cuda::load_vec<kWide>(x + i);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) sum += static_cast<double>(v.v[j]) * v.v[j];
+    for (int j = 0; j < kWide; ++j) add(v.v[j]);
   }
-  for (Index i = whole + threadIdx.x; i < end; i += kThreads) sum += static_cast<double>(x[i]) * x[i];
+  for (Index i = whole + threadIdx.x; i < end; i += kThreads) add(x[i]);
   sum = block_sum<kThreads>(sum);
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
@@ -66,9 +72,12 @@ void run(Cuda, Stream& stream, const SquaredNorm& op) {
   const ArenaScope scope(stream.workspace());
   double* const sums = stream.workspace().allocate({blocks}, DType::f64).as<double>();
   if (n == 0) return;
-  const float* const x = op.x.as<float>();
-  squares_kernel<<<cuda::grid(blocks), kThreads, 0, cuda::stream_of(stream)>>>(
-      sums, x, n, reinterpret_cast<std::uintptr_t>(x) % 16 == 0);
+  cuda::dispatch_float(op.x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const T* const x = cuda::pointer<T>(op.x);
+    squares_kernel<<<cuda::grid(blocks), kThreads, 0, cuda::stream_of(stream)>>>(
+        sums, x, n, reinterpret_cast<std::uintptr_t>(x) % 16 == 0);
+  });
   cuda::check_launch("squared_norm");
   add_squares_kernel<<<1, kLastThreads, 0, cuda::stream_of(stream)>>>(op.result.as<double>(), sums, blocks);
   cuda::check_launch("squared_norm");

@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Problem p) {
   });
 }
 
-template <bool kVector>
+template <class Out, bool kVector>
 __global__ void __launch_bounds__(kThreads) gradient_kernel(Problem p) {
   extern __shared__ __align__(16) unsigned char memory[];
   const int group = static_cast<int>(blockIdx.z), begin = p.offsets[group], end = p.offsets[group + 1];
@@ -209,12 +209,13 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(Problem p) {
   };
   float c[2][8][4] = {};
   multiply_steps<true, true>(c, reinterpret_cast<Half*>(memory), (end - begin + kK - 1) / kK, warp_m, warp_n, load);
-  float* const out = static_cast<float*>(p.c) + static_cast<Index>(group) * p.m * p.c_row;
+  Out* const out = static_cast<Out*>(p.c) + static_cast<Index>(group) * p.m * p.c_row;
+  const auto put = [&](Out& to, float x) { to = cuda::from_float<Out>(p.accumulate ? cuda::to_float(to) + x : x); };
   store_tile(c, warp_m, warp_n, [&](int i, int j, float x, float y) {
     if (row + i >= p.m) return;
-    float* const to = out + static_cast<Index>(row + i) * p.c_row + column + j;
-    if (column + j < p.n) to[0] = p.accumulate ? to[0] + x : x;
-    if (column + j + 1 < p.n) to[1] = p.accumulate ? to[1] + y : y;
+    Out* const to = out + static_cast<Index>(row + i) * p.c_row + column + j;
+    if (column + j < p.n) put(to[0], x);
+    if (column + j + 1 < p.n) put(to[1], y);
   });
 }
 
@@ -371,7 +372,11 @@ void run(Cuda, Stream& stream, const GroupedGradient& op) {
   const dim3 blocks(cuda::grid(cuda::div_up(n, side)), cuda::grid(cuda::div_up(m, side)), cuda::grid(groups));
   if (op.a.dtype == DType::f32) return start(stream, gradient_f32_kernel, blocks, 0, p, GroupedGradient::name);
   const bool wide = vectors(op.a) && vectors(op.b);
-  start(stream, wide ? gradient_kernel<true> : gradient_kernel<false>, blocks, kShared, p, GroupedGradient::name);
+  cuda::dispatch_float(op.c.dtype, [&](auto zero) {
+    using Out = decltype(zero);
+    start(stream, wide ? gradient_kernel<Out, true> : gradient_kernel<Out, false>, blocks, kShared, p,
+          GroupedGradient::name);
+  });
 }
 
 }  // namespace dstrain

@@ -165,7 +165,10 @@ __device__ inline void consume(const Problem& p, unsigned memory, std::uint64_t*
     if (last >= 0 && lane == 0) barrier_arrive(empty + last);
 
     if constexpr (kIsGradient<kKind>) {
-      store_gradient<kKind>(p, d, staging, group, row + group_of_warps * 64, column);
+      if (p.narrow)
+        store_narrow_gradient<kKind>(p, d, staging, group, row + group_of_warps * 64, column);
+      else
+        store_gradient<kKind>(p, d, staging, group, row + group_of_warps * 64, column);
     } else if (begin + row + kM <= end) {
       store_product<kKind>(p, d, staging, begin + row + group_of_warps * 64, column);
     } else {
@@ -275,7 +278,8 @@ void grouped_matmul_wgmma(Stream& stream, const GroupedMatmul& op) {
                   .m = 0,
                   .n = static_cast<int>(n),
                   .k = static_cast<int>(op.a.dim(1)),
-                  .accumulate = false};
+                  .accumulate = false,
+                  .narrow = false};
   if (activated)
     start<Kind::product_activated>(stream, p, GroupedMatmul::name);
   else if (op.transpose_b)
@@ -289,12 +293,14 @@ void grouped_gradient_wgmma(Stream& stream, const GroupedGradient& op) {
   const Tensor &a = swapped ? op.b : op.a, &b = swapped ? op.a : op.b;
   const Tensor& a_rows_of = swapped ? op.b_rows_of : op.a_rows_of;
   const Index m = op.a.dim(1), n = op.b.dim(1);
+  const bool narrow = op.c.dtype == DType::bf16;
+  const Index line = op.c.stride(0) * static_cast<Index>(size_of(op.c.dtype));
   const Problem p{.b_map = box_map(b, kK),
-                  .c_map = tensor_map({.dtype = DType::f32,
+                  .c_map = tensor_map({.dtype = op.c.dtype,
                                        .data = op.c.data,
                                        .sizes = {n, m, op.groups()},
-                                       .strides = {op.c.stride(0) * 4, op.c.stride(0) * 4 * m},
-                                       .box = {32, swapped ? 32 : kM / 2, 1}}),
+                                       .strides = {line, line * m},
+                                       .box = {narrow ? 64 : 32, swapped && !narrow ? 32 : kM / 2, 1}}),
                   .activated_map = {},
                   .c = nullptr,
                   .activated = nullptr,
@@ -308,7 +314,8 @@ void grouped_gradient_wgmma(Stream& stream, const GroupedGradient& op) {
                   .m = static_cast<int>(a.dim(1)),
                   .n = static_cast<int>(b.dim(1)),
                   .k = 0,
-                  .accumulate = op.write == Write::accumulate};
+                  .accumulate = op.write == Write::accumulate,
+                  .narrow = narrow};
   if (swapped)
     start<Kind::gradient_swapped>(stream, p, GroupedGradient::name);
   else

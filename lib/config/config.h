@@ -127,8 +127,9 @@ struct LrScheduleConfig {
 };
 
 struct PrecisionConfig {
-  std::string compute = "float32";  // float32, bfloat16
-  std::string master = "float32";   // float32, split
+  std::string compute = "float32";    // float32, bfloat16
+  std::string master = "float32";     // float32, split
+  std::string gradients = "float32";  // float32, bfloat16
   bool tf32 = false;
 };
 

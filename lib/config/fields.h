@@ -167,7 +167,7 @@ void visit_fields(C& c, V& v) {
 
   v.section("precision", "number formats");
   v.field(Key{.name = "compute",
-              .help = "format of weights and activations in ops; gradients and moments are float32",
+              .help = "format of weights and activations in ops; moments are float32",
               .choices = {"float32", "bfloat16"}},
           c.precision.compute);
   v.field(
@@ -176,6 +176,12 @@ void visit_fields(C& c, V& v) {
                   "exact float32 in two bytes a parameter less",
           .choices = {"float32", "split"}},
       c.precision.master);
+  v.field(
+      Key{.name = "gradients",
+          .help = "format of the gradients of linear layers and experts, which bfloat16 rounds once; a step is then "
+                  "one micro-batch. Others are float32",
+          .choices = {"float32", "bfloat16"}},
+      c.precision.gradients);
   v.field(Key{.name = "tf32", .help = "CUDA: float32 matmuls may round their inputs to TF32"}, c.precision.tf32);
 
   v.section("cuda", "how ops run on NVIDIA GPUs");

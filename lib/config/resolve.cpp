@@ -235,6 +235,19 @@ void resolve_precision(const Config& c, Rules& rules) {
   if (p.master == "split" && p.compute != "bfloat16")
     rules.broken("precision.master", format("split keeps the low bits of a bfloat16 weight, not with {}",
                                             rules.with_place("precision.compute", p.compute)));
+  if (p.gradients == "bfloat16") {
+    if (p.compute != "bfloat16")
+      rules.broken("precision.gradients",
+                   format("bfloat16 has no meaning with {}", rules.with_place("precision.compute", p.compute)));
+    const TrainingConfig& t = c.training;
+    const int64_t step = c.parallel.data * t.micro_batch_size;
+    if (t.global_batch_size > step)
+      rules.broken("precision.gradients",
+                   format("bfloat16 would round the sum again with every micro-batch; a step must be one: {} is more "
+                          "than parallel.data: {} times {} = {}",
+                          rules.with_place("training.global_batch_size", t.global_batch_size), c.parallel.data,
+                          rules.with_place("training.micro_batch_size", t.micro_batch_size), step));
+  }
   if (p.tf32 && p.compute != "float32")
     rules.broken("precision.tf32",
                  format("true has no meaning with {}", rules.with_place("precision.compute", p.compute)));

@@ -7,7 +7,9 @@
 namespace dstrain {
 
 Linear::Linear(Split split, Param weight, std::optional<Param> bias)
-    : split_(split), weight_(std::move(weight)), bias_(std::move(bias)) {}
+    : split_(split), weight_(std::move(weight)), bias_(std::move(bias)) {
+  weight_.one_product = true;
+}
 
 void Linear::forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& pre) const {
   check(!pre.defined() || split_ == Split::column, "a row-split linear has whole outputs after the sum only");

@@ -51,7 +51,10 @@ Moe::Moe(MoeSpec spec, Norm norm, Param router, Param counts, Param gate_up, Par
       counts_(std::move(counts)),
       gate_up_(std::move(gate_up)),
       down_(std::move(down)),
-      shared_(std::move(shared)) {}
+      shared_(std::move(shared)) {
+  gate_up_.one_product = down_.one_product = true;
+  if (shared_) shared_->gate_up.one_product = shared_->down.one_product = true;
+}
 
 void Moe::route(Context& context, Arena& memory, Kept& kept) const {
   const Index rows = kept.y.dim(0), k = spec_.chosen;

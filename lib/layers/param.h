@@ -51,6 +51,8 @@ struct Param {
   float init_std = 0.02f;
   bool decay = true;  // weight decay: matrices only
   UpdateRule rule = UpdateRule::adamw;
+  // A micro-batch gives it its gradient in one product, which is rounded once when gradients are bf16.
+  bool one_product = false;
   bool spread = false;  // of experts that lie on other ranks of the expert group: its replicas are expert_replica's
   Index flat = 0;       // its first element in the flat arrays of the ParamArena
   // Views into the arenas, set by ParamArena. `compute` is what layers read; only the optimizer and ParamArena::write
@@ -58,7 +60,7 @@ struct Param {
   Tensor master;               // f32; undefined when split
   Tensor compute;              // bf16, or f32: then it is the master itself
   Tensor low;                  // u16, the master's low bits when split
-  Tensor gradient;             // f32
+  Tensor gradient;             // f32, or bf16
   Tensor exp_avg, exp_avg_sq;  // f32
 
   Index numel() const { return shape.numel(); }

@@ -30,12 +30,13 @@ void Optimizer::squared_norm(Stream& stream, const Tensor& squared_norm, const T
   // What another rank counts was computed here too.
   Index at = 0;
   const auto check_up_to = [&](Index end) {
-    if (end > at)
-      launch(stream, FiniteCheck{.flag = bad, .x = params_.gradient().slice(0, at, end), .most = kMostValue});
+    if (end <= at) return;
+    for (const Tensor& t : params_.gradients({at, end}))
+      if (t.defined()) launch(stream, FiniteCheck{.flag = bad, .x = t, .most = kMostValue});
   };
   for (const ParamArena::Owned& o : params_.owned()) {
     if (!(o.spread ? spread : dense)) continue;
-    launch(stream, SquaredNorm{.result = squared_norm, .x = params_.gradient().slice(0, o.range.begin, o.range.end)});
+    launch(stream, SquaredNorm{.result = squared_norm, .x = params_.gradient(o.range)});
     check_up_to(o.range.begin);
     at = o.range.end;
   }
@@ -68,14 +69,14 @@ void Optimizer::step(Stream& stream, const Tensor& squared_norm, const Tensor& l
                                .halt = halt_.nonfinite,
                                .halt_beyond = halt_.beyond});
   const bool bf16 = params_.compute().dtype == DType::bf16;
-  for (const bool decay : {true, false}) {
-    const FlatRange r = params_.segment(decay);
-    if (r.size() == 0) continue;
-    const auto part = [&](const Tensor& flat) { return flat.defined() ? flat.slice(0, r.begin, r.end) : Tensor{}; };
+  for (const auto& [r, decay] : params_.segments()) {
+    const auto part = [&, &r = r](const Tensor& flat) {
+      return flat.defined() ? flat.slice(0, r.begin, r.end) : Tensor{};
+    };
     launch(stream, AdamW{.master = part(params_.master()),
                          .exp_avg = part(params_.exp_avg()),
                          .exp_avg_sq = part(params_.exp_avg_sq()),
-                         .gradient = part(params_.gradient()),
+                         .gradient = params_.gradient(r),
                          .compute = bf16 ? part(params_.compute()) : Tensor{},
                          .low = part(params_.low()),
                          .scalars = scalars_,

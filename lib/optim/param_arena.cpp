@@ -13,11 +13,14 @@ namespace {
 constexpr Index kAlign = 64;  // elements
 Index aligned(Index n) { return (n + kAlign - 1) / kAlign * kAlign; }
 
-// Decayed, decayed and spread, not decayed, balancing biases.
-constexpr int kSegments = 4;
-int segment_of(const Param& p) {
+// Decayed with a bf16 gradient, of them those that are spread; decayed, of them those that are spread; not decayed;
+// balancing biases.
+constexpr int kNarrowSegments = 2, kSegments = 6;
+int segment_of(const Param& p, bool bf16_gradients) {
   check(!p.spread || (p.decay && p.rule == UpdateRule::adamw), "only matrices are spread over expert ranks");
-  return p.rule != UpdateRule::adamw ? 3 : !p.decay ? 2 : p.spread ? 1 : 0;
+  if (p.rule != UpdateRule::adamw) return 5;
+  if (!p.decay) return 4;
+  return (bf16_gradients && p.one_product ? 0 : kNarrowSegments) + (p.spread ? 1 : 0);
 }
 }  // namespace
 
@@ -25,9 +28,12 @@ ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_byte
   std::vector<Param*> params;
   model.visit([&](Param& p) { params.push_back(&p); });
   std::reverse(params.begin(), params.end());
-  std::stable_sort(params.begin(), params.end(),
-                   [](const Param* a, const Param* b) { return segment_of(*a) < segment_of(*b); });
-  place(params, bucket_bytes / static_cast<Index>(sizeof(float)));
+  const bool bf16_gradients = format.bf16_gradients;
+  check(!bf16_gradients || format.compute == DType::bf16, "bf16 gradients of f32 weights");
+  std::stable_sort(params.begin(), params.end(), [&](const Param* a, const Param* b) {
+    return segment_of(*a, bf16_gradients) < segment_of(*b, bf16_gradients);
+  });
+  place(params, bucket_bytes, bf16_gradients);
 
   const std::size_t bytes = static_cast<std::size_t>(numel_) * sizeof(float);
   const auto n = static_cast<std::size_t>(numel_);
@@ -47,9 +53,12 @@ ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_byte
     master_ = Tensor(masters_.data(), DType::f32, device, {numel_});
   }
   if (training_) {
-    gradients_ = Buffer("gradients", device, bytes);
+    const std::size_t narrow_bytes = static_cast<std::size_t>(narrow_) * size_of(DType::bf16);
+    const std::size_t wide_bytes = static_cast<std::size_t>(numel_ - narrow_) * sizeof(float);
+    gradients_ = Buffer("gradients", device, narrow_bytes + wide_bytes);
     optimizer_ = Buffer("optimizer", device, 2 * bytes);
-    gradient_ = Tensor(gradients_.data(), DType::f32, device, {numel_});
+    if (narrow_ > 0) narrow_gradient_ = Tensor(gradients_.data(), DType::bf16, device, {narrow_});
+    gradient_ = Tensor(gradients_.data() + narrow_bytes, DType::f32, device, {numel_ - narrow_});
     exp_avg_ = Tensor(optimizer_.data(), DType::f32, device, {numel_});
     exp_avg_sq_ = Tensor(optimizer_.data() + bytes, DType::f32, device, {numel_});
   }
@@ -67,7 +76,7 @@ ParamArena::ParamArena(const StageModel& model, Device device, Index bucket_byte
     if (master_.defined()) p->master = part(master_);
     if (low_.defined()) p->low = part(low_);
     if (training_) {
-      p->gradient = part(gradient_);
+      p->gradient = gradient({at, at + p->numel()}).view(p->shape);
       p->exp_avg = part(exp_avg_);
       p->exp_avg_sq = part(exp_avg_sq_);
     }
@@ -94,12 +103,13 @@ void ParamArena::find_ready(const StageModel& model) {
   }
 }
 
-void ParamArena::place(const std::vector<Param*>& params, Index bucket_elements) {
+void ParamArena::place(const std::vector<Param*>& params, Index bucket_bytes, bool bf16_gradients) {
   bool run_open = false;
   Index bucket_begin = 0;
   int open = 0;
   const auto close_bucket = [&](Index end) {
-    if (end > bucket_begin) buckets_.push_back({.range = {bucket_begin, end}, .spread = open == 1});
+    if (end > bucket_begin)
+      buckets_.push_back({.range = {bucket_begin, end}, .spread = open < 2 * kNarrowSegments && open % 2 == 1});
     bucket_begin = end;
   };
   std::array<Index, kSegments> ends{};
@@ -107,10 +117,13 @@ void ParamArena::place(const std::vector<Param*>& params, Index bucket_elements)
     for (; open < next; ++open) {
       close_bucket(numel_);
       ends[static_cast<std::size_t>(open)] = numel_;
+      run_open &= open + 1 != kNarrowSegments;
     }
   };
   for (const Param* p : params) {
-    open_segment(segment_of(*p));
+    open_segment(segment_of(*p, bf16_gradients));
+    const std::size_t element = size_of(open < kNarrowSegments ? DType::bf16 : DType::f32);
+    const Index bucket_elements = bucket_bytes / static_cast<Index>(element);
     const Index end = aligned(numel_ + p->numel());
     if (end - bucket_begin > bucket_elements) close_bucket(numel_);
     if (!owned_.empty() && owned_.back().spread != p->spread) run_open = false;
@@ -131,10 +144,26 @@ void ParamArena::place(const std::vector<Param*>& params, Index bucket_elements)
     numel_ = end;
   }
   open_segment(kSegments);
-  decayed_ = {0, ends[1]};
-  spread_ = {ends[0], ends[1]};
-  plain_ = {ends[1], ends[2]};
-  flat_biases_ = {ends[2], ends[3]};
+  narrow_ = ends[1];
+  for (const Segment& s : {Segment{{0, ends[1]}, true}, {{ends[1], ends[3]}, true}, {{ends[3], ends[4]}, false}})
+    if (s.range.size() > 0) segments_.push_back(s);
+  // Parameters that are spread have one format: all are one product.
+  spread_ = ends[1] > ends[0] ? FlatRange{ends[0], ends[1]} : FlatRange{ends[2], ends[3]};
+  flat_biases_ = {ends[4], ends[5]};
+}
+
+std::array<Tensor, 2> ParamArena::gradients(const FlatRange& range) const {
+  std::array<Tensor, 2> parts;
+  if (range.begin < narrow_) parts[0] = narrow_gradient_.slice(0, range.begin, std::min(range.end, narrow_));
+  if (range.end > narrow_) parts[1] = gradient_.slice(0, std::max(range.begin, narrow_) - narrow_, range.end - narrow_);
+  return parts;
+}
+
+Tensor ParamArena::gradient(const FlatRange& range) const {
+  check(range.end <= narrow_ || range.begin >= narrow_, "gradients [{}, {}) of two formats: those from {} on are f32",
+        range.begin, range.end, narrow_);
+  return range.begin < narrow_ ? narrow_gradient_.slice(0, range.begin, range.end)
+                               : gradient_.slice(0, range.begin - narrow_, range.end - narrow_);
 }
 
 Tensor ParamArena::flat(Role role, const FlatRange& range) const {
@@ -166,21 +195,37 @@ void ParamArena::write(Stream& stream, Role role, const FlatRange& range, const 
     write_rounded(stream, part(compute_), from);
     return;
   }
-  const Tensor to = there.defined() ? there : part(gradient_);
-  upload(stream, to, from);
-  if (!there.defined())
-    launch(stream, SplitMaster{.hi = part(compute_), .low = part(low_), .master = to});
-  else if (role == Role::weight && compute_.dtype != DType::f32)
-    launch(stream, Cast{.y = part(compute_), .x = to});
+  if (!there.defined()) {
+    for (Index at = range.begin; at < range.end; at += passage()) {
+      const FlatRange piece{at, std::min(range.end, at + passage())};
+      const Tensor master(gradients_.data(), DType::f32, compute_.device, {piece.size()});
+      upload(stream, master, from + (at - range.begin));
+      launch(stream, SplitMaster{.hi = compute_.slice(0, piece.begin, piece.end),
+                                 .low = low_.slice(0, piece.begin, piece.end),
+                                 .master = master});
+    }
+  } else {
+    upload(stream, there, from);
+    if (role == Role::weight && compute_.dtype != DType::f32) launch(stream, Cast{.y = part(compute_), .x = there});
+  }
   stream.synchronize();
 }
 
 void ParamArena::read(Stream& stream, Role role, const FlatRange& range, float* to) const {
   check(training_, "the state of weights that are not trained");
-  const auto part = [&](const Tensor& t) { return t.slice(0, range.begin, range.end); };
-  const Tensor there = flat(role, range), from = there.defined() ? there : part(gradient_);
-  if (!there.defined()) launch(stream, JoinMaster{.master = from, .hi = part(compute_), .low = part(low_)});
-  download(stream, to, from);
+  if (const Tensor there = flat(role, range); there.defined()) {
+    download(stream, to, there);
+    stream.synchronize();
+    return;
+  }
+  for (Index at = range.begin; at < range.end; at += passage()) {
+    const FlatRange piece{at, std::min(range.end, at + passage())};
+    const Tensor master(gradients_.data(), DType::f32, compute_.device, {piece.size()});
+    launch(stream, JoinMaster{.master = master,
+                              .hi = compute_.slice(0, piece.begin, piece.end),
+                              .low = low_.slice(0, piece.begin, piece.end)});
+    download(stream, to + (at - range.begin), master);
+  }
   stream.synchronize();
 }
 
@@ -188,12 +233,11 @@ void ParamArena::reduce(Stream& stream, const Groups& groups, bool overlapped) c
   for (const Entry& e : entries_) {
     if (e.piece->reduce == PreReduce::none || e.range.size() == 0) continue;
     ProcessGroup& group = e.piece->reduce == PreReduce::kv_replica ? *groups.kv_replica : *groups.embedding;
-    if (group.size() > 1) group.all_reduce(stream, gradient_.slice(0, e.range.begin, e.range.end));
+    if (group.size() > 1) group.all_reduce(stream, gradient(e.range));
   }
   for (const Bucket& b : buckets_) {
     ProcessGroup& group = b.spread ? *groups.expert_replica : *groups.replica;
-    if (group.size() > 1 && (!overlapped || !b.overlaps()))
-      group.all_reduce(stream, gradient_.slice(0, b.range.begin, b.range.end));
+    if (group.size() > 1 && (!overlapped || !b.overlaps())) group.all_reduce(stream, gradient(b.range));
   }
 }
 

@@ -1,9 +1,11 @@
 #pragma once
 // The parameters of a stage in flat memory: weights, gradients and optimizer state, all laid out alike. Order:
-// decayed parameters, last of them those that are spread over expert ranks, then the others, then the balancing biases
-// of routers (and the counts of those without); within each as backward finishes (last layer first), so that buckets
-// complete early. Each parameter starts at a multiple of 64 elements; gaps and padding hold zeros for ever.
+// decayed parameters, of which those with bf16 gradients come first and those that are spread over expert ranks last
+// among them, then the others, then the balancing biases of routers (and the counts of those without); within each as
+// backward finishes (last layer first), so that buckets complete early. Each parameter starts at a multiple of 64
+// elements; gaps and padding hold zeros for ever.
 
+#include <array>
 #include <span>
 #include <vector>
 
@@ -23,11 +25,12 @@ struct FlatRange {
   friend bool operator==(const FlatRange&, const FlatRange&) = default;
 };
 
-// How weights are kept. Gradients and moments are float32 always.
+// How weights and gradients are kept. Moments are float32 always.
 struct WeightFormat {
-  DType compute = DType::f32;  // f32: the master itself; bf16: a copy of it, rounded
-  bool split = false;          // bf16 only: the master is compute and its 16 low bits (kernels/split_master.h)
-  bool training = true;        // else compute is all there is: no master, gradients or moments
+  DType compute = DType::f32;   // f32: the master itself; bf16: a copy of it, rounded
+  bool split = false;           // bf16 only: the master is compute and its 16 low bits (kernels/split_master.h)
+  bool training = true;         // else compute is all there is: no master, gradients or moments
+  bool bf16_gradients = false;  // bf16 only: those of parameters that are one product (Param::one_product)
 };
 
 // The state that a checkpoint holds of every parameter, as float32.
@@ -45,13 +48,21 @@ class ParamArena {
   const Tensor& master() const { return master_; }           // undefined when split or not for training
   const Tensor& compute() const { return compute_; }         // the master itself unless bf16
   const Tensor& low() const { return low_; }                 // (n) u16 when split
-  const Tensor& gradient() const { return gradient_; }
+  // The gradients of the flat range: those that are bf16, then those that are f32; either may be undefined.
+  std::array<Tensor, 2> gradients(const FlatRange& range) const;
+  std::array<Tensor, 2> gradients() const { return gradients({0, numel_}); }
+  // Of a range of one format, such as a bucket, an owned range or a segment.
+  Tensor gradient(const FlatRange& range) const;
   const Tensor& exp_avg() const { return exp_avg_; }
   const Tensor& exp_avg_sq() const { return exp_avg_sq_; }
 
-  // Segments with one optimizer rule each: [decayed, not decayed]; balancing biases follow.
-  const FlatRange& segment(bool decay) const { return decay ? decayed_ : plain_; }
-  // Those that are spread over expert ranks; within the decayed ones.
+  // Ranges with one optimizer rule and one format of gradients each; balancing biases follow.
+  struct Segment {
+    FlatRange range;
+    bool decay = false;
+  };
+  std::span<const Segment> segments() const { return segments_; }
+  // Those that are spread over expert ranks; among the decayed ones.
   const FlatRange& spread() const { return spread_; }
   // Parameters of UpdateRule::balance and count, one a mixture of experts, the last layer's first: their gradients are
   // the experts' tokens of the step.
@@ -91,7 +102,7 @@ class ParamArena {
   void reduce(Stream& stream, const Groups& groups, bool overlapped = false) const;
 
   // Sets elements of the state from host memory, the weights' bf16 copies too; returns when it is done. A split master
-  // passes through the gradients' memory. Not for training: weights only.
+  // passes through the gradients' memory, which is then not what it was. Not for training: weights only.
   void write(Stream& stream, Role role, const FlatRange& range, const float* from) const;
   // Gets them; between steps only. For training only.
   void read(Stream& stream, Role role, const FlatRange& range, float* to) const;
@@ -103,13 +114,16 @@ class ParamArena {
   std::size_t optimizer_bytes() const { return optimizer_.bytes(); }
 
  private:
-  void place(const std::vector<Param*>& params, Index bucket_elements);
+  void place(const std::vector<Param*>& params, Index bucket_bytes, bool bf16_gradients);
+  Index passage() const { return static_cast<Index>(gradients_.bytes() / sizeof(float)); }
   void write_rounded(Stream& stream, const Tensor& to, const float* from) const;
   void find_ready(const StageModel& model);
 
   bool training_ = true, split_ = false;
   Index numel_ = 0, count_ = 0, spread_count_ = 0;
-  FlatRange decayed_, spread_, plain_, flat_biases_;
+  Index narrow_ = 0;  // gradients of the elements before it are bf16
+  FlatRange spread_, flat_biases_;
+  std::vector<Segment> segments_;
   std::vector<const Param*> counted_;
   std::vector<Bucket> buckets_;
   std::vector<Owned> owned_;
@@ -118,7 +132,7 @@ class ParamArena {
 
   Buffer weights_, masters_, gradients_, optimizer_, bias_memory_;
   Tensor biases_;
-  Tensor master_, compute_, low_, gradient_, exp_avg_, exp_avg_sq_;
+  Tensor master_, compute_, low_, narrow_gradient_, gradient_, exp_avg_, exp_avg_sq_;
 };
 
 }  // namespace dstrain

@@ -19,12 +19,21 @@ class Scanner {
         memory_("finite flag", engine.stream().device(), Arena::kAlign),
         flag_(memory_.data(), DType::i32, engine.stream().device(), {1}) {}
 
-  // What the first piece of `flat` with a bad value is; "" when there is none.
   std::string first_bad(const char* what, const Tensor& flat) {
     if (!flat.defined()) return "";
+    return first_bad(what, [&](const FlatRange& r) { return flat.slice(0, r.begin, r.end); });
+  }
+  std::string first_bad_gradient() {
+    return first_bad("gradient", [&](const FlatRange& r) { return engine_.params().gradient(r); });
+  }
+
+ private:
+  // What the first piece with a bad value is; "" when there is none.
+  template <class F>
+  std::string first_bad(const char* what, F&& part_of) {
     for (const ParamArena::Entry& e : engine_.params().entries()) {
       if (e.range.size() == 0) continue;
-      const Tensor part = flat.slice(0, e.range.begin, e.range.end);
+      const Tensor part = part_of(e.range);
       if (!bad(part)) continue;
       const Index at = position(part);
       return format("{} {} of rank {} holds {} at row {}, column {} of its part", what, e.piece->name,
@@ -33,8 +42,6 @@ class Scanner {
     }
     return "";
   }
-
- private:
   bool bad(const Tensor& x) {
     Stream& stream = engine_.stream();
     std::int32_t flag = 0;
@@ -108,7 +115,7 @@ Culprit find_culprit(Engine& engine, ProcessGroup& everyone, std::span<const Bat
   };
   evidence(1, scanner.first_bad("weight", params.compute()));
   if (params.master().data != params.compute().data) evidence(1, scanner.first_bad("master weight", params.master()));
-  const std::string kept = gradients_kept ? scanner.first_bad("gradient", params.gradient()) : "";
+  const std::string kept = gradients_kept ? scanner.first_bad_gradient() : "";
   // Every rank takes part in the pass, whatever it has found.
   DebugObserver observer({.check_finite = true, .rank = rank, .record = true, .inner = stream.observer()},
                          stream.device());
@@ -122,7 +129,7 @@ Culprit find_culprit(Engine& engine, ProcessGroup& everyone, std::span<const Bat
     line = line_of(2, first->place.micro_batch, forward ? 0 : 1, forward ? layer : kLayers - layer, first->op, rank,
                    data, first->text);
   }
-  evidence(3, scanner.first_bad("gradient", params.gradient()));
+  evidence(3, scanner.first_bad_gradient());
   if (!kept.empty()) evidence(4, kept + "; a second pass over the batch is finite, so it did not come from the data");
 
   Agreement agreement(everyone);

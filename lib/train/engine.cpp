@@ -24,7 +24,8 @@ constexpr std::size_t kScalarBytes = 6 * Arena::kAlign;
 WeightFormat weight_format(const PrecisionConfig& p, EngineUse use) {
   return {.compute = p.compute == "bfloat16" ? DType::bf16 : DType::f32,
           .split = p.master == "split",
-          .training = use == EngineUse::training};
+          .training = use == EngineUse::training,
+          .bf16_gradients = p.gradients == "bfloat16"};
 }
 
 }  // namespace
@@ -156,8 +157,7 @@ void Engine::enqueue_expert_tokens() {
   if (own.size() < all.dim(0) || at_.tensor != 0) launch(stream_, Fill{.y = all});
   if (own.size() > 0 && at_.tensor == 0) {
     const Index begin = expert_rows_before_ * expert_stride_;
-    launch(stream_,
-           Copy{.y = all.slice(0, begin, begin + own.size()), .x = params_->gradient().slice(0, own.begin, own.end)});
+    launch(stream_, Copy{.y = all.slice(0, begin, begin + own.size()), .x = params_->gradient(own)});
   }
   if (groups_.model->size() > 1) groups_.model->all_reduce(stream_, all);
   download(stream_, expert_tokens_of(enqueued_), all);
@@ -188,9 +188,14 @@ void Engine::initialize(std::uint64_t seed) {
     write(p, Role::weight, values);
   });
   if (use_ != EngineUse::training) return;
-  for (const Tensor& t : {params_->gradient(), params_->exp_avg(), params_->exp_avg_sq()})
-    launch(stream_, Fill{.y = t});
+  clear_gradients();
+  for (const Tensor& t : {params_->exp_avg(), params_->exp_avg_sq()}) launch(stream_, Fill{.y = t});
   optimizer_->set_updates(0);
+}
+
+void Engine::clear_gradients() {
+  for (const Tensor& t : params_->gradients())
+    if (t.defined()) launch(stream_, Fill{.y = t});
 }
 
 std::string Engine::tune(const std::string& known) {
@@ -221,7 +226,7 @@ std::string Engine::tune(const std::string& known) {
   graphs_ = graphs;
   settings.tune = false;
   stream_.set_settings(settings);
-  launch(stream_, Fill{.y = params_->gradient()});
+  clear_gradients();
   stream_.synchronize();
   return stream_.kernel_state() ? stream_.kernel_state()->tuned() : "";
 }
@@ -236,14 +241,14 @@ void Engine::reduce_ready(std::size_t layer) {
       gradient_queue_->wait(*layer_event_);
       any = true;
     }
-    group.all_reduce(*gradient_stream_, params_->gradient().slice(0, b.range.begin, b.range.end));
+    group.all_reduce(*gradient_stream_, params_->gradient(b.range));
   }
   if (layer > 0) return;
   reduced_event_->record(*gradient_queue_);
   queue_->wait(*reduced_event_);
 }
 
-void Engine::sum_bits(std::size_t which, std::initializer_list<Tensor> tensors) {
+void Engine::sum_bits(std::size_t which, std::span<const Tensor> tensors) {
   const auto at = static_cast<Index>(which);
   for (const Tensor& t : tensors)
     if (t.defined() && t.numel() > 0) launch(stream_, Checksum{.result = sums_.slice(0, at, at + 1), .x = t});
@@ -266,17 +271,17 @@ void Engine::run_checks(std::span<const Batch> micro_batches, const StepChecks& 
                                params_->exp_avg(), params_->exp_avg_sq()}) {
       if (!flat.defined()) continue;
       if (spread.size() == 0) {
-        sum_bits(2, {flat});
+        sum_bits(2, std::array{flat});
         continue;
       }
-      sum_bits(2, {flat.slice(0, 0, spread.begin), flat.slice(0, spread.end, flat.dim(0))});
-      sum_bits(3, {flat.slice(0, spread.begin, spread.end)});
+      sum_bits(2, std::array{flat.slice(0, 0, spread.begin), flat.slice(0, spread.end, flat.dim(0))});
+      sum_bits(3, std::array{flat.slice(0, spread.begin, spread.end)});
     }
-    if (compute.dtype == DType::bf16) sum_bits(2, {params_->biases()});
+    if (compute.dtype == DType::bf16) sum_bits(2, std::array{params_->biases()});
   }
   if (checks.recompute) {
     execute(single_program_, *stage_, *groups_.pipeline, stream_, micro_batches.first(1), train_options(micro_batches));
-    sum_bits(0, {params_->gradient()});
+    sum_bits(0, params_->gradients());
   }
   if (timed)
     check_end_[at].record(*queue_);
@@ -339,7 +344,7 @@ void Engine::enqueue_gradients(std::span<const Batch> micro_batches, const Valid
     options.backward_done = [&, first = true]() mutable {
       if (!std::exchange(first, false)) return;
       const double begin = system_clock().now();
-      sum_bits(1, {params_->gradient()});
+      sum_bits(1, params_->gradients());
       check_seconds_[enqueued_ % kRing] += system_clock().now() - begin;
     };
     // Gradients that were reduced beside the only backward would not be this rank's own.
@@ -463,7 +468,13 @@ void Engine::write(const Param& param, Role role, const std::vector<float>& valu
 std::vector<float> Engine::gradient(const Param& param) {
   std::vector<float> values(static_cast<std::size_t>(param.numel()));
   stream_.synchronize();
-  download_now(values.data(), param.gradient);
+  if (param.gradient.dtype == DType::f32) {
+    download_now(values.data(), param.gradient);
+    return values;
+  }
+  std::vector<bfloat16> rounded(values.size());
+  download_now(rounded.data(), param.gradient);
+  std::ranges::transform(rounded, values.begin(), [](bfloat16 x) { return static_cast<float>(x); });
   return values;
 }
 

@@ -163,7 +163,8 @@ class Engine {
   Tensor losses() const { return result_.slice(0, 1, 2 + mtp_depths_); }
   void enqueue_result();
   void run_checks(std::span<const Batch> micro_batches, const StepChecks& checks);
-  void sum_bits(std::size_t which, std::initializer_list<Tensor> tensors);
+  void sum_bits(std::size_t which, std::span<const Tensor> tensors);
+  void clear_gradients();
   std::int64_t* sums_of(std::size_t step) {
     return reinterpret_cast<std::int64_t*>(sums_ring_.data()) +
            step % kRing * kRankSums * static_cast<std::size_t>(world_.size());

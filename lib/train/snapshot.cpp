@@ -54,7 +54,7 @@ Snapshot::Snapshot(const ParamArena& params, const Groups& groups) : params_(par
 
   std::size_t total = 0;
   for (const Item& s : saved) total += static_cast<std::size_t>(s.bytes);
-  const Device device = params.gradient().device;
+  const Device device = params.compute().device;
   const char* const purpose = "checkpoint snapshot";
   memory_ = device == Device::cuda ? Buffer::pinned(purpose, total) : Buffer(purpose, device, total);
   if (device == Device::cuda) {

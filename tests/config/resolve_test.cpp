@@ -41,6 +41,15 @@ TEST_CASE("each rule that joins keys has its own words, both places and legal ne
     const char* expected;
   };
   const Case cases[] = {
+      {1,
+       {"precision.gradients=bfloat16", "training.global_batch_size=2"},
+       "override 'precision.gradients=bfloat16': precision.gradients: bfloat16 has no meaning with precision.compute: "
+       "float32 (default)"},
+      {2,
+       {"precision.gradients=bfloat16", "precision.compute=bfloat16"},
+       "override 'precision.gradients=bfloat16': precision.gradients: bfloat16 would round the sum again with every "
+       "micro-batch; a step must be one: training.global_batch_size: 8 (job.yaml:3:44) is more than parallel.data: 2 "
+       "times training.micro_batch_size: 2 (job.yaml:3:66) = 4"},
       {3,
        {"parallel.pipeline=2"},
        "override 'parallel.pipeline=2': parallel.pipeline: 3 ranks cannot be shared out: parallel.tensor * context * "

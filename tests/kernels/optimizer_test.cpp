@@ -14,16 +14,17 @@ using namespace dstrain::test;
 
 TEST_CASE("squared_norm adds to its result in float64") {
   for (const Index n : {0, 1, 3, 7, 15, 17, 65, 127, 65536, 200003}) {
-    CAPTURE(n);
-    for_each_run([&](OpCase& t) {
-      const Tensor x = t.normal({n}, DType::f32), result = t.values({1}, DType::f64, {0.5});
-      t.launch(SquaredNorm{.result = result, .x = x});
-      if (!t.compare()) return;
-      long double sum = 0.5L;
-      for (const double v : to_doubles(x)) sum += static_cast<long double>(v) * v;
-      t.expect("result", result, {static_cast<double>(sum)},
-               {static_cast<double>(n + 2) * 0x1p-53 * static_cast<double>(sum)});
-    });
+    for (const DType dtype : {DType::f32, DType::bf16})
+      for_each_run([&](OpCase& t) {
+        CAPTURE(n, name_of(dtype));
+        const Tensor x = t.normal({n}, dtype), result = t.values({1}, DType::f64, {0.5});
+        t.launch(SquaredNorm{.result = result, .x = x});
+        if (!t.compare()) return;
+        long double sum = 0.5L;
+        for (const double v : to_doubles(x)) sum += static_cast<long double>(v) * v;
+        t.expect("result", result, {static_cast<double>(sum)},
+                 {static_cast<double>(n + 2) * 0x1p-53 * static_cast<double>(sum)});
+      });
   }
   OpCase t(1, true);
   check_rejects([&] { t.launch(SquaredNorm{.result = t.unset({1}, DType::f32), .x = t.normal({3}, DType::f32)}); },
@@ -172,13 +173,13 @@ namespace {
 struct State {
   Tensor master, exp_avg, exp_avg_sq, gradient, compute, scalars;
 };
-State make_state(OpCase& t, Index n, bool half, double clip) {
+State make_state(OpCase& t, Index n, bool half, double clip, DType gradient = DType::f32) {
   const Tensor square = t.normal({n}, DType::f32, 0.1);
   for (Index i = 0; i < n; ++i) square.as<float>()[i] = std::abs(square.as<float>()[i]);
   return {t.normal({n}, DType::f32),
           t.normal({n}, DType::f32, 0.1),
           square,
-          t.normal({n}, DType::f32),
+          t.normal({n}, gradient),
           half ? t.unset({n}, DType::bf16) : Tensor{},
           t.values({4}, DType::f32, {3e-3, clip, 1 - std::pow(0.9, 3), 1 - std::pow(0.95, 3)})};
 }
@@ -200,10 +201,11 @@ AdamW update(const State& s) {
 // Every step is a handful of f32 roundings of its terms: 8 u of each term's size.
 TEST_CASE("adamw: one step in double") {
   for (const Index n : {0, 1, 3, 7, 65, 127, 129, 40001}) {
-    for (const bool half : {false, true}) {
-      CAPTURE(n, half);
-      for_each_run([&](OpCase& t) {
-        const State s = make_state(t, n, half, 0.5);
+    for (const auto& [half, gradient] :
+         {std::pair{false, DType::f32}, {true, DType::f32}, {true, DType::bf16}, {false, DType::bf16}}) {
+      CAPTURE(n, half, name_of(gradient));
+      for_each_run([&, half = half, gradient = gradient](OpCase& t) {
+        const State s = make_state(t, n, half, 0.5, gradient);
         const Doubles p = to_doubles(s.master), m = to_doubles(s.exp_avg), v = to_doubles(s.exp_avg_sq),
                       g = to_doubles(s.gradient);
         const Doubles k = to_doubles(s.scalars);
@@ -252,23 +254,24 @@ TEST_CASE("adamw: the first step by hand") {
 // The same weights as the update of a float32 master, whose bits the two halves keep.
 TEST_CASE("adamw: a split master is updated as the float32 one") {
   for (const Index n : {1, 3, 127, 40001})
-    for_each_run([&](OpCase& t) {
-      const State s = make_state(t, n, false, 0.5);
-      const auto copy = [&](const Tensor& x) { return t.values({n}, DType::f32, to_doubles(x)); };
-      AdamW split = update(s);
-      split.master = {};
-      split.exp_avg = copy(s.exp_avg), split.exp_avg_sq = copy(s.exp_avg_sq);
-      split.compute = t.unset({n}, DType::bf16), split.low = t.unset({n}, DType::u16);
-      t.launch(SplitMaster{.hi = split.compute, .low = split.low, .master = s.master});
-      t.launch(update(s));
-      t.launch(split);
-      const Tensor joined = t.unset({n}, DType::f32);
-      t.launch(JoinMaster{.master = joined, .hi = split.compute, .low = split.low});
-      if (!t.compare()) return;
-      t.expect_equal("master", joined, to_doubles(s.master));
-      t.expect_equal("exp_avg", split.exp_avg, to_doubles(s.exp_avg));
-      t.expect_equal("exp_avg_sq", split.exp_avg_sq, to_doubles(s.exp_avg_sq));
-    });
+    for (const DType gradient : {DType::f32, DType::bf16})
+      for_each_run([&](OpCase& t) {
+        const State s = make_state(t, n, false, 0.5, gradient);
+        const auto copy = [&](const Tensor& x) { return t.values({n}, DType::f32, to_doubles(x)); };
+        AdamW split = update(s);
+        split.master = {};
+        split.exp_avg = copy(s.exp_avg), split.exp_avg_sq = copy(s.exp_avg_sq);
+        split.compute = t.unset({n}, DType::bf16), split.low = t.unset({n}, DType::u16);
+        t.launch(SplitMaster{.hi = split.compute, .low = split.low, .master = s.master});
+        t.launch(update(s));
+        t.launch(split);
+        const Tensor joined = t.unset({n}, DType::f32);
+        t.launch(JoinMaster{.master = joined, .hi = split.compute, .low = split.low});
+        if (!t.compare()) return;
+        t.expect_equal("master", joined, to_doubles(s.master));
+        t.expect_equal("exp_avg", split.exp_avg, to_doubles(s.exp_avg));
+        t.expect_equal("exp_avg_sq", split.exp_avg_sq, to_doubles(s.exp_avg_sq));
+      });
 }
 
 TEST_CASE("adamw: shards have the bits of the whole; a bad clip coefficient changes nothing") {

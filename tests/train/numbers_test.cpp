@@ -30,10 +30,11 @@ const char* const kGpt2NoDropout =
 struct Layout {
   const char* model;
   int data, tensor, pipeline;
+  bool bf16 = false;  // weights and gradients
 };
 const std::vector<Layout>& layouts() {
-  static const std::vector<Layout> all{{kLlama, 1, 1, 1}, {kLlama, 2, 1, 2}, {kLlama, 1, 2, 2},
-                                       {kGpt2, 3, 1, 1},  {kGpt2, 1, 2, 2},  {kLlama, 2, 2, 1}};
+  static const std::vector<Layout> all{{kLlama, 1, 1, 1}, {kLlama, 2, 1, 2}, {kLlama, 1, 2, 2},      {kGpt2, 3, 1, 1},
+                                       {kGpt2, 1, 2, 2},  {kLlama, 2, 2, 1}, {kLlama, 2, 1, 1, true}};
   return all;
 }
 
@@ -54,11 +55,21 @@ void flip(float* place, int bit) {
   std::memcpy(place, &bits, sizeof bits);
 }
 
+void put(const Tensor& element, float value) {
+  if (element.dtype == DType::bf16)
+    *element.as<bfloat16>() = bfloat16(value);
+  else
+    *element.as<float>() = value;
+}
+float get(const Tensor& element) {
+  return element.dtype == DType::bf16 ? static_cast<float>(*element.as<bfloat16>()) : *element.as<float>();
+}
+
 // Writes a value where it is told to, once an op of a layer's pass has run.
 class Injector final : public OpObserver {
  public:
-  void arm(const char* phase, int layer, float* place, double value) {
-    phase_ = phase, layer_ = layer, place_ = place, value_ = static_cast<float>(value);
+  void arm(const char* phase, int layer, const Tensor& element, double value) {
+    phase_ = phase, layer_ = layer, element_ = element, value_ = static_cast<float>(value);
   }
   // The first value of the main output of the op number `op` of the phase.
   void arm_output(const char* phase, int op, double value) {
@@ -79,7 +90,7 @@ class Injector final : public OpObserver {
     const Place& at = stream.place();
     if (!phase_ || std::strcmp(at.phase, phase_) != 0) return;
     if (layer_ != -2) {
-      if (at.layer == layer_) *place_ = value_;
+      if (at.layer == layer_) put(element_, value_);
       return;
     }
     if (outputs.empty() || !outputs[0].defined()) return;
@@ -94,6 +105,7 @@ class Injector final : public OpObserver {
   const char* phase_ = nullptr;
   int layer_ = -1, op_ = -1, ops_ = 0, checksums_ = 0, bit_ = -1;
   float* place_ = nullptr;
+  Tensor element_;
   float value_ = 0;
   std::string written_;
 };
@@ -152,7 +164,8 @@ struct Rank {
 Config job(const Layout& l, const std::vector<std::string>& more = {}) {
   std::vector<std::string> overrides{"guard.on_nonfinite=skip"};
   overrides.insert(overrides.end(), more.begin(), more.end());
-  return tiny_job(l.model, l.data, l.tensor, l.pipeline, 4, overrides);
+  if (l.bf16) overrides.insert(overrides.end(), {"precision.compute=bfloat16", "precision.gradients=bfloat16"});
+  return tiny_job(l.model, l.data, l.tensor, l.pipeline, l.bf16 ? kSamples / l.data : 4, overrides);
 }
 
 }  // namespace
@@ -170,19 +183,20 @@ void bad_tensors(Index stride) {
         for (Index i = rank % stride; i < params; i += stride)
           for (const bool gradient : {false, true})
             for (const double value : kBad) {
-              float* place = nullptr;
+              Tensor place;
               float before = 0;
               std::string name;
               if (r.mine(rank)) {
                 const Target& t = targets[static_cast<std::size_t>(i)];
                 name = t.param->pieces.front().name;
-                const auto at = static_cast<std::size_t>(i * 7919 % t.param->pieces.front().extent.numel());
-                place = (gradient ? t.param->gradient : t.param->compute).as<float>() + at;
-                before = *place;
+                const Index at = i * 7919 % t.param->pieces.front().extent.numel();
+                const Tensor& whole = gradient ? t.param->gradient : t.param->compute;
+                place = whole.view({whole.numel()}).slice(0, at, at + 1);
+                before = get(place);
                 if (gradient)
                   r.injector.arm("backward", t.layer, place, value);
                 else
-                  *place = static_cast<float>(value);
+                  put(place, static_cast<float>(value));
               }
               const std::uint64_t hash = state_hash(*r.engine);
               const StepResult result = r.step();
@@ -199,7 +213,7 @@ void bad_tensors(Index stride) {
                 }
               }
               r.injector.disarm();
-              if (place && !gradient) *place = before;
+              if (place.defined() && !gradient) put(place, before);
               const Index found = r.everyone.sum(result.finite ? Index{0} : Index{1});
               if (!same) ++changed;
               if (!r.mine(0)) continue;
@@ -287,10 +301,10 @@ void flipped_bits(int flips) {
         float* at = nullptr;
         if (r.mine(rank)) {
           const ParamArena& p = r.engine->params();
-          const Tensor& flat = what == 0   ? p.compute()
-                               : what == 1 ? p.exp_avg()
-                               : what == 2 ? p.exp_avg_sq()
-                                           : p.gradient();
+          const Tensor flat = what == 0   ? p.compute()
+                              : what == 1 ? p.exp_avg()
+                              : what == 2 ? p.exp_avg_sq()
+                                          : p.gradients()[1];
           // Of an owned element: gaps hold zeros, and a gradient's is written anew.
           const ParamArena::Entry& e = p.entries()[place % p.entries().size()];
           at = flat.as<float>() + e.range.begin +

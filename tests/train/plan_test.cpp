@@ -20,10 +20,13 @@ TEST_CASE("the plan's bytes are the bytes that a run allocates and uses", "[plan
     if (experts) layouts.insert(layouts.end(), {{2, 1, 1, 2}, {3, 1, 2, 3}, {2, 2, 2, 2}});
     for (const auto& [data, tensor, pipeline, expert] : layouts) {
       for (const std::string& where : test_devices())
-        for (const char* compute : {"float32", "bfloat16"}) {
-          const Config config = tiny_job(
-              model.yaml, data, tensor, pipeline, 4,
-              {"run.device=" + where, format("precision.compute={}", compute), format("parallel.expert={}", expert)});
+        for (const auto& [compute, gradients] :
+             {std::pair{"float32", "float32"}, {"bfloat16", "float32"}, {"bfloat16", "bfloat16"}}) {
+          const Index micro = gradients == std::string("bfloat16") ? kSamples / data : 4;
+          const Config config =
+              tiny_job(model.yaml, data, tensor, pipeline, micro,
+                       {"run.device=" + where, format("precision.compute={}", compute),
+                        format("precision.gradients={}", gradients), format("parallel.expert={}", expert)});
           struct Pair {
             std::string what;
             std::size_t planned, real;

@@ -58,7 +58,10 @@ TEST_CASE("k steps and the rest after a resume give the bits of an unbroken run"
     const int ranks = l.data * l.tensor * l.pipeline;
     auto layout = mesh(l.data, l.tensor, l.pipeline);
     layout.push_back(format("run.device={}", l.device));
-    if (l.bf16) layout.insert(layout.end(), {"precision.compute=bfloat16", "precision.master=split"});
+    if (l.bf16)
+      layout.insert(layout.end(),
+                    {"precision.compute=bfloat16", "precision.master=split", "precision.gradients=bfloat16",
+                     format("training.micro_batch_size={}", kSamples / l.data)});
     const std::string tag = format("{}-{}-{}", l.model, l.device, l.bf16 ? "bf16" : "f32");
     const std::string whole = "whole-" + tag;
     train_tiny(f.yaml(model, whole), ranks, layout);

@@ -33,6 +33,7 @@ struct Problem {
   Index c_row, activated_row, a_row;
   int groups, m, n, k;  // m: columns of a gradient's a; n: of gate where there is one; k: of a product
   bool accumulate;
+  bool narrow;  // a gradient is stored as bf16
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -90,6 +91,19 @@ __device__ inline void put_shared(unsigned to, std::uint32_t x) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(x) : "memory");
 }
 
+// Four matrices of 8 x 8, turned: lane l gives where line l % 8 of matrix l / 8 begins.
+__device__ inline void put_turned(unsigned to, std::uint32_t a, std::uint32_t b, std::uint32_t c, std::uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b),
+               "r"(c), "r"(d)
+               : "memory");
+}
+__device__ inline void put_box(const CUtensorMap* map, unsigned from, int x, int y, int z, bool add) {
+  if (add)
+    add_box(map, from, x, y, z);
+  else
+    store_box(map, from, x, y, z);
+}
+
 __device__ inline std::uint32_t rounded_pair(float x, float y) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
   return *reinterpret_cast<const std::uint32_t*>(&pair);
@@ -101,12 +115,7 @@ template <Kind kKind>
 __device__ inline void store_gradient(const Problem& p, const float (&d)[128], Staging& staging, int group, int row,
                                       int column) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
-  const auto put = [&](unsigned from, int x, int y) {
-    if (p.accumulate)
-      add_box(&p.c_map, from, x, y, group);
-    else
-      store_box(&p.c_map, from, x, y, group);
-  };
+  const auto put = [&](unsigned from, int x, int y) { put_box(&p.c_map, from, x, y, group, p.accumulate); };
 #pragma unroll
   for (int q = 0; q < kN / 32; ++q) {
     if (column + 32 * q >= p.n) break;
@@ -146,10 +155,14 @@ __device__ inline void store_gradient(const Problem& p, const float (&d)[128], S
   }
 }
 
+__device__ inline std::uint32_t sum_word(const float (&d)[128], int tile, int half) {
+  return rounded_pair(d[4 * tile + 2 * half], d[4 * tile + 2 * half + 1]);
+}
+
 // word(j, half): two columns, rounded, of tile j, 0 to 7.
 template <class F>
-__device__ inline void store_columns(Staging& staging, const CUtensorMap* map, int row, int column, int part,
-                                     F&& word) {
+__device__ inline void store_columns(Staging& staging, const CUtensorMap* map, int row, int column, int part, F&& word,
+                                     bool add = false) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
   staging.begin();
   const unsigned to = staging.buffer();
@@ -159,11 +172,35 @@ __device__ inline void store_columns(Staging& staging, const CUtensorMap* map, i
 #pragma unroll
     for (int j = 0; j < 8; ++j) put_shared(line + ((j ^ lane / 4) << 4), word(j, half));
   }
-  staging.end([&] { store_box(map, to, column, row, part); });
+  staging.end([&] { put_box(map, to, column, row, part, add); });
 }
 
-__device__ inline std::uint32_t sum_word(const float (&d)[128], int tile, int half) {
-  return rounded_pair(d[4 * tile + 2 * half], d[4 * tile + 2 * half + 1]);
+// Every buffer takes 64 columns of the sum, which are lines of c where they are swapped: each matrix of 8 x 8 is turned
+// on its way to shared memory.
+template <Kind kKind>
+__device__ inline void store_narrow_gradient(const Problem& p, const float (&d)[128], Staging& staging, int group,
+                                             int row, int column) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
+#pragma unroll
+  for (int q = 0; q < kN / 64; ++q) {
+    const int c = column + 64 * q;
+    if (c >= p.n) break;
+    if constexpr (kKind == Kind::gradient) {
+      store_columns(
+          staging, &p.c_map, row, c, group, [&](int j, int half) { return sum_word(d, 8 * q + j, half); },
+          p.accumulate);
+    } else {
+      staging.begin();
+      const unsigned to = staging.buffer() + lane % 8 * 128 + (((warp * 2 + lane / 8 % 2) ^ lane % 8) << 4);
+#pragma unroll
+      for (int j = 0; j < 8; j += 2) {
+        const int tile = 8 * q + j;
+        put_turned(to + (j + lane / 16) * 8 * 128, sum_word(d, tile, 0), sum_word(d, tile, 1), sum_word(d, tile + 1, 0),
+                   sum_word(d, tile + 1, 1));
+      }
+      staging.end([&] { put_box(&p.c_map, staging.buffer(), row, c, group, p.accumulate); });
+    }
+  }
 }
 
 // SwiGLU of what is stored of gate and up, 16 tiles on.
