@@ -169,3 +169,51 @@ TEST_CASE("MPI ranks have the gradients and losses of one rank", "[.mpi]") {
           }
       }
 }
+
+// A gradient is rounded on each of two ranks and once more as their sum.
+TEST_CASE("two MPI ranks' bfloat16 gradients are those of float32 within three roundings", "[.mpi]") {
+  const auto world = World::make();
+  REQUIRE(std::string(world->kind()) == "mpi");
+  if (world->size() != 2) return;
+  for (const TinyModel& model : tiny_models())
+    for (const std::string& device : test_devices()) {
+      INFO(model.name << " on " << device);
+      struct Pass {
+        std::vector<std::vector<float>> own, summed;  // of the parameters in order
+      };
+      const auto pass = [&](const char* gradients) {
+        std::vector<std::string> keys = model.undecided;
+        keys.insert(keys.end(), {"run.device=" + device, "precision.compute=bfloat16",
+                                 format("precision.gradients={}", gradients)});
+        const Config config = tiny_job(model.yaml, 2, 1, 1, kSamples / 2, keys);
+        const Mesh mesh(mesh_sizes(config.parallel));
+        const Device place = run_device(config);
+        use_device(config, *world, place);
+        const auto engine = make_engine(config, *world, mesh, place, 1);
+        engine->initialize(config.run.seed);
+        const TinyData data(config, engine->coordinates().data, 0);
+        Pass p;
+        const auto collect = [&](std::vector<std::vector<float>>& into) {
+          engine->stage().model().visit([&](Param& param) {
+            if (param.rule == UpdateRule::adamw) into.push_back(engine->gradient(param));
+          });
+        };
+        engine->local_gradients(data.batches(), data.valid());
+        collect(p.own);
+        engine->gradients(data.batches(), data.valid(), false);
+        collect(p.summed);
+        return p;
+      };
+      const Pass exact = pass("float32"), ours = pass("bfloat16");
+      for (std::size_t i = 0; i < exact.summed.size(); ++i) {
+        double error = 0, sizes = 0;
+        for (std::size_t j = 0; j < exact.summed[i].size(); ++j) {
+          const double own = exact.own[i][j], sum = exact.summed[i][j];
+          error += std::pow(ours.summed[i][j] - sum, 2);
+          sizes += std::pow(std::fabs(own) + std::fabs(sum - own) + std::fabs(sum), 2);
+        }
+        INFO("parameter " << i);
+        CHECK(std::sqrt(error) <= 0x1p-8 * std::sqrt(sizes));
+      }
+    }
+}
