@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -50,14 +51,13 @@ class DiskLog {
     std::vector<bool> kept(count, false);
     const unsigned mode = random() % 4;
     for (std::size_t i = 0; i < count; ++i) kept[i] = mode == 1 || (mode > 1 && random() % (mode == 2 ? 2 : 8) > 0);
-    for (std::size_t i = 0; i < count; ++i)
-      if (effects_[i].kind == Kind::sync)
-        for (std::size_t j = 0; j < i; ++j)
-          if (effects_[j].of == effects_[i].of) kept[j] = true;
-    std::vector<bool> durable(count, false);
-    for (std::size_t i = 0; i < count; ++i)
-      if (effects_[i].kind == Kind::sync)
-        for (std::size_t j = 0; j < i; ++j) durable[j] = durable[j] || effects_[j].of == effects_[i].of;
+    std::vector<bool> durable(count, false);  // a sync of the same file or directory comes after it
+    std::set<int> synced;
+    for (std::size_t i = count; i-- > 0;) {
+      durable[i] = synced.contains(effects_[i].of);
+      if (durable[i]) kept[i] = true;
+      if (effects_[i].kind == Kind::sync) synced.insert(effects_[i].of);
+    }
 
     std::map<int, std::string> data;
     std::map<int, std::map<std::string, int>> entries;
