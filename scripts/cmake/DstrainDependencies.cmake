@@ -36,6 +36,17 @@ else()
   target_link_libraries(dstrain_utf8proc INTERFACE PkgConfig::UTF8PROC)
 endif()
 
+# Header-only for the same reason. Sanitized builds do not travel: they take the compiled ones, and need not make them anew.
+add_library(dstrain_fmt INTERFACE)
+add_library(dstrain_spdlog INTERFACE)
+if(DSTRAIN_SANITIZE)
+  target_link_libraries(dstrain_fmt INTERFACE fmt::fmt)
+  target_link_libraries(dstrain_spdlog INTERFACE spdlog::spdlog)
+else()
+  target_link_libraries(dstrain_fmt INTERFACE fmt::fmt-header-only)
+  target_link_libraries(dstrain_spdlog INTERFACE spdlog::spdlog_header_only)
+endif()
+
 add_library(dstrain_hdf5 INTERFACE)
 target_include_directories(dstrain_hdf5 SYSTEM INTERFACE ${HDF5_C_INCLUDE_DIRS})
 target_link_libraries(dstrain_hdf5 INTERFACE ${HDF5_C_LIBRARIES})
