@@ -7,7 +7,7 @@ namespace dstrain {
 
 namespace {
 
-constexpr std::size_t kHeader = 256;  // i32
+constexpr std::size_t kHeaderInts = 256;  // i32
 struct Kind {
   std::int32_t magic, version;
   std::uint64_t width;
@@ -44,7 +44,7 @@ class Cutter {
 
 template <class T>
 void take_all(const RawReader& file, std::uint64_t count, const TokenFileInfo& info, Cutter& cutter) {
-  RawArray<T> ids(file, kHeader * 4, count);
+  RawArray<T> ids(file, kHeaderInts * 4, count);
   for (std::uint64_t i = 0; i < count; ++i) {
     const T id = ids[i];
     require(static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(info.vocab_size), ExitCode::data,
@@ -60,8 +60,8 @@ void import_llmc(const Files& files, const std::vector<std::string>& paths, cons
   Cutter cutter(info, out);
   for (const std::string& path : paths) {
     const RawReader file(files, path);
-    require(file.holds(0, kHeader, 4), ExitCode::data, "{}: {} bytes; a header of llm.c has {}", path, file.size(),
-            kHeader * 4);
+    require(file.holds(0, kHeaderInts, 4), ExitCode::data, "{}: {} bytes; a header of llm.c has {}", path, file.size(),
+            kHeaderInts * 4);
     const auto magic = file.number<std::int32_t>(0), version = file.number<std::int32_t>(4),
                tokens = file.number<std::int32_t>(8);
     const Kind* kind = magic == kGpt2.magic ? &kGpt2 : magic == kLlama3.magic ? &kLlama3 : nullptr;
@@ -69,9 +69,9 @@ void import_llmc(const Files& files, const std::vector<std::string>& paths, cons
             kGpt2.magic, kLlama3.magic);
     require(version == kind->version, ExitCode::data, "{}: version {} of magic {}; {} is known", path, version, magic,
             kind->version);
-    require(tokens >= 0 && file.size() == kHeader * 4 + static_cast<std::uint64_t>(tokens) * kind->width,
+    require(tokens >= 0 && file.size() == kHeaderInts * 4 + static_cast<std::uint64_t>(tokens) * kind->width,
             ExitCode::data, "{}: its header says {} tokens of {} bytes, it has {} bytes behind the header", path,
-            tokens, kind->width, file.size() - kHeader * 4);
+            tokens, kind->width, file.size() - kHeaderInts * 4);
     if (kind->width == 2)
       take_all<std::uint16_t>(file, static_cast<std::uint64_t>(tokens), info, cutter);
     else
@@ -91,7 +91,7 @@ std::vector<std::string> export_llmc(const Files& files, const std::vector<std::
             from.tokens(), INT32_MAX);
     out.push_back(format("{}_{:06}.bin", prefix, out.size()));
     RawWriter to(files, out.back());
-    std::array<std::int32_t, kHeader> header{kind.magic, kind.version, static_cast<std::int32_t>(from.tokens())};
+    std::array<std::int32_t, kHeaderInts> header{kind.magic, kind.version, static_cast<std::int32_t>(from.tokens())};
     to.put(std::span<const std::int32_t>(header));
     const auto put = [&](std::int32_t id) {
       if (kind.width == 2)

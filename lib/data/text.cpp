@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kDepth = 32;
 constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
-constexpr std::size_t kBuffer = 1 << 16;
+constexpr std::size_t kTextBuffer = 1 << 16;
 constexpr std::array kEndings = {".txt", ".md", ".rst", ".jsonl"};
 constexpr const char* kKnown = ".txt, .md, .rst and .jsonl, plain, .gz or .zst";
 
@@ -114,7 +114,7 @@ TextStream::TextStream(const Files& files, const std::string& path) : state_(std
   s.path = path;
   s.file = files.open(path, OpenMode::read);
   s.size = s.file->size();
-  s.buffer.resize(static_cast<std::size_t>(std::min<std::uint64_t>(kBuffer, s.size)));
+  s.buffer.resize(static_cast<std::size_t>(std::min<std::uint64_t>(kTextBuffer, s.size)));
   if (path.ends_with(".gz")) {
     require(inflateInit2(&s.gzip, 15 + 16) == Z_OK, ExitCode::data, "{}: zlib does not start", path);
     s.kind = State::Kind::gzip;

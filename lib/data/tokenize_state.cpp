@@ -13,7 +13,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-std::string base_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
+std::string file_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
 Json to_json(const TokenizeOptions& o, const TokenFileInfo& info) {
   Json inputs = Json::array();
@@ -34,7 +34,7 @@ std::string text_of(const Json& json, int indent = -1) {
 
 Json side_json(const SideStatistics& s) {
   Json files = Json::array(), lengths = Json::array();
-  for (const std::string& f : s.files) files.push_back(base_name(f));
+  for (const std::string& f : s.files) files.push_back(file_name(f));
   for (std::size_t i = 0; i < s.lengths.size(); ++i)
     if (s.lengths[i] > 0)
       lengths.push_back({{"from", Index{1} << i}, {"to", (Index{2} << i) - 1}, {"documents", s.lengths[i]}});

@@ -12,13 +12,13 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-Json number(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
+Json value_or_null(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
 
 Json line_of(const Series& s, const std::vector<std::size_t>& points) {
   Json steps = Json::array(), values = Json::array();
   for (const std::size_t i : points) {
     steps.push_back(s.steps[i]);
-    values.push_back(number(s.values[i]));
+    values.push_back(value_or_null(s.values[i]));
   }
   return {{"of", s.values.size()}, {"x", std::move(steps)}, {"y", std::move(values)}};
 }

@@ -182,9 +182,9 @@ class ReplaceDecoder final : public Decoder {
   ReplaceRule rule_;
 };
 
-using Steps = std::vector<std::unique_ptr<const Decoder>>;
+using DecoderSteps = std::vector<std::unique_ptr<const Decoder>>;
 
-OrderedJson read_steps(const JsonNode& node, bool last, Steps& steps) {
+OrderedJson read_steps(const JsonNode& node, bool last, DecoderSteps& steps) {
   const std::string type = node["type"].text();
   if (type == "Sequence") {
     node.only({"type", "decoders"});

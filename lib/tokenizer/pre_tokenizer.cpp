@@ -278,10 +278,10 @@ void cut_words(Pieces& pieces, Behavior) {
   });
 }
 
-using Steps = std::vector<std::unique_ptr<const PreTokenizer>>;
+using PreTokenizerSteps = std::vector<std::unique_ptr<const PreTokenizer>>;
 
 // Appends the steps of a node and returns it as PyPI tokenizers writes it.
-OrderedJson read_steps(const JsonNode& node, Steps& steps) {
+OrderedJson read_steps(const JsonNode& node, PreTokenizerSteps& steps) {
   const std::string type = node["type"].text();
   const auto add = [&](std::unique_ptr<const PreTokenizer> step) {
     steps.push_back(std::move(step));
@@ -329,7 +329,7 @@ OrderedJson read_steps(const JsonNode& node, Steps& steps) {
 }
 
 // Puts scanners in the place of steps that they know.
-void use_scanners(Steps& steps) {
+void use_scanners(PreTokenizerSteps& steps) {
   std::vector<std::optional<std::string>> patterns;
   for (const auto& s : steps) {
     const auto* split = dynamic_cast<const RegexSplit*>(s.get());

@@ -15,7 +15,7 @@ namespace {
 constexpr const char* kSpace =
     "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
 constexpr std::size_t kMaxPattern = 1u << 16;
-constexpr int kDepth = 100;
+constexpr int kGroupDepth = 100;
 
 class Translator {
  public:
@@ -232,7 +232,7 @@ class Translator {
 
   void group() {
     const std::size_t start = at_;
-    if (static_cast<int>(open_.size()) >= kDepth) refuse("a group nested so deeply", start);
+    if (static_cast<int>(open_.size()) >= kGroupDepth) refuse("a group nested so deeply", start);
     open_.push_back({out_.size(), caseless()});
     if (peek(1) != '?') {
       if (peek(1) == '*') refuse("'(*'", start);

@@ -13,7 +13,7 @@ using namespace dstrain;
 
 namespace {
 
-std::string report(const std::string& text) {
+std::string config_report(const std::string& text) {
   try {
     model_from_json(text, "c.json");
     return "";
@@ -126,14 +126,15 @@ TEST_CASE("the row of pad_token_id is not trained, as PyTorch's padding_idx") {
   CHECK(pad("llama", "-1") == 9);
   CHECK(pad("llama", "10") == -1);
   CHECK(pad("gpt2", "0") == -1);
-  CHECK(report(R"({"model_type": "llama", "pad_token_id": [0]})") ==
+  CHECK(config_report(R"({"model_type": "llama", "pad_token_id": [0]})") ==
         "c.json: pad_token_id: expected an integer or null, found [0]");
 }
 
 TEST_CASE("keys that well-known files carry") {
-  CHECK(report(R"({"model_type": "llama", "is_llama_config": true, "rope_interleaved": false, "pretraining_tp": 2,
+  CHECK(
+      config_report(R"({"model_type": "llama", "is_llama_config": true, "rope_interleaved": false, "pretraining_tp": 2,
                    "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}, "hidden_act": "swish"})") == "");
-  CHECK(report(R"({"model_type": "gpt2", "n_special": 0, "predict_special_tokens": true, "output_past": true,
+  CHECK(config_report(R"({"model_type": "gpt2", "n_special": 0, "predict_special_tokens": true, "output_past": true,
                    "_num_labels": 1, "reorder_and_upcast_attn": true, "activation_function": "gelu_fast"})") == "");
   CHECK(model_from_json(R"({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": true})", "c")
             .scale_attn_by_inverse_layer_idx);
@@ -180,7 +181,7 @@ TEST_CASE("config.json of DeepSeek-V3 and V2, in transformers' forms of version 
                       "c");
   CHECK_FALSE(std::signbit(zero.rope_mscale));
   const auto refused = [](const char* type, const char* keys) {
-    return report(format(R"({{"model_type": "{}", {}}})", type, keys));
+    return config_report(format(R"({{"model_type": "{}", {}}})", type, keys));
   };
   CHECK(refused("deepseek_v3", R"("scoring_func": "softmax")") ==
         "c.json: scoring_func: \"softmax\" is not supported; only \"sigmoid\" is");
@@ -236,7 +237,7 @@ TEST_CASE("what changes the maths is refused by name and value") {
       {R"("hidden_size": 1, "hidden_size": 2)", "c.json: hidden_size: given twice"},
   };
   for (const auto& [keys, expected] : llama)
-    CHECK(report(format(R"({{"model_type": "llama", {}}})", keys)) == expected);
+    CHECK(config_report(format(R"({{"model_type": "llama", {}}})", keys)) == expected);
   const std::pair<const char*, const char*> gpt2[] = {
       {R"("activation_function": "relu")",
        "c.json: activation_function: expected one of silu, gelu_new, gelu_pytorch_tanh, gelu, found \"relu\""},
@@ -248,18 +249,18 @@ TEST_CASE("what changes the maths is refused by name and value") {
       {R"("rope_theta": 1.0)", "c.json: rope_theta: 1.0: unknown key; it may change what the model computes"},
   };
   for (const auto& [keys, expected] : gpt2) {
-    const std::string found = report(format(R"({{"model_type": "gpt2", {}}})", keys));
+    const std::string found = config_report(format(R"({{"model_type": "gpt2", {}}})", keys));
     if (std::string(keys).find("n_ctx") == std::string::npos)
       CHECK(found == expected);
     else
       CHECK(found.find("differs from") != std::string::npos);
   }
-  CHECK(report(R"({"model_type": "mamba"})") ==
+  CHECK(config_report(R"({"model_type": "mamba"})") ==
         "c.json: model_type: \"mamba\" is not supported; llama, gpt2, deepseek_v2 and deepseek_v3 are");
-  CHECK(report("[]") == "c.json: expected a mapping, found []");
-  CHECK(report("{").find("c.json: not valid JSON: ") == 0);
-  CHECK(report(std::string(100, '[')).find("c.json: ") == 0);
-  CHECK(report("{\"model_type\": \"\xff\"}").find("c.json: not valid JSON: ") == 0);
+  CHECK(config_report("[]") == "c.json: expected a mapping, found []");
+  CHECK(config_report("{").find("c.json: not valid JSON: ") == 0);
+  CHECK(config_report(std::string(100, '[')).find("c.json: ") == 0);
+  CHECK(config_report("{\"model_type\": \"\xff\"}").find("c.json: not valid JSON: ") == 0);
 }
 
 TEST_CASE("model.from is read first; the job's own keys override it") {

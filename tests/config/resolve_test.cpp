@@ -10,14 +10,14 @@ using namespace dstrain;
 
 namespace {
 
-constexpr const char* kBase =
+constexpr const char* kWholeJob =
     "run: {dir: r}\n"
     "model: {vocab_size: 64, hidden_size: 32, num_hidden_layers: 4, num_attention_heads: 4, intermediate_size: 64}\n"
     "training: {steps: 10, sequence_length: 16, global_batch_size: 8, micro_batch_size: 2}\n";
 
 std::string report(int ranks, const std::vector<std::string>& overrides, const std::string& added = "") {
   try {
-    resolve(parse_config(system_files(), "job.yaml", kBase + added, overrides), ranks);
+    resolve(parse_config(system_files(), "job.yaml", kWholeJob + added, overrides), ranks);
     return "";
   } catch (const Error& e) {
     CHECK(e.code() == ExitCode::usage);
@@ -193,13 +193,13 @@ TEST_CASE("what a DeepSeek model lacks or cannot be is said") {
 }
 
 TEST_CASE("resolve fills in what is derived") {
-  const Config c = resolve(parse_config(system_files(), "job.yaml", kBase, {"parallel.tensor=2"}), 4);
+  const Config c = resolve(parse_config(system_files(), "job.yaml", kWholeJob, {"parallel.tensor=2"}), 4);
   CHECK(c.parallel.data == 2);
   CHECK(c.model.num_key_value_heads == 4);
   CHECK(c.model.head_dim == 8);
   CHECK(c.model.hidden_act == "silu");
   CHECK_FALSE(c.model.tie_word_embeddings);
-  const Config g = resolve(parse_config(system_files(), "job.yaml", kBase,
+  const Config g = resolve(parse_config(system_files(), "job.yaml", kWholeJob,
                                         {"model.type=gpt2", "model.intermediate_size=0", "model.hidden_size=36",
                                          "model.num_attention_heads=12", "parallel.tensor=3"}),
                            3);
@@ -231,7 +231,7 @@ TEST_CASE("every file in configs/ loads, resolves and survives being written out
 }
 
 TEST_CASE("print shows where each value came from") {
-  const Loaded loaded = parse_config(system_files(), "job.yaml", kBase, {"optimizer.lr=0.5"});
+  const Loaded loaded = parse_config(system_files(), "job.yaml", kWholeJob, {"optimizer.lr=0.5"});
   const std::string text = print_config(resolve(loaded, 2), loaded);
   const auto line = [&](const std::string& key) {
     const auto at = text.find("  " + key + ": ");
