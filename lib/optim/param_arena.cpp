@@ -187,6 +187,18 @@ void ParamArena::write_rounded(Stream& stream, const Tensor& to, const float* fr
   stream.synchronize();
 }
 
+// The memory is zeros again: gaps between gradients count in norms.
+void ParamArena::pass(Stream& stream, const FlatRange& range,
+                      const std::function<void(const FlatRange&, const Tensor&)>& use) const {
+  const Index most = std::min(range.size(), static_cast<Index>(gradients_.bytes() / sizeof(float)));
+  const Tensor memory(gradients_.data(), DType::f32, compute_.device, {most});
+  for (Index at = range.begin; at < range.end; at += most) {
+    const FlatRange piece{at, std::min(range.end, at + most)};
+    use(piece, memory.slice(0, 0, piece.size()));
+  }
+  if (most > 0) launch(stream, Fill{.y = memory});
+}
+
 void ParamArena::write(Stream& stream, Role role, const FlatRange& range, const float* from) const {
   check(training_ || role == Role::weight, "optimizer state of weights that are not trained");
   const auto part = [&](const Tensor& t) { return t.slice(0, range.begin, range.end); };
@@ -196,14 +208,12 @@ void ParamArena::write(Stream& stream, Role role, const FlatRange& range, const 
     return;
   }
   if (!there.defined()) {
-    for (Index at = range.begin; at < range.end; at += passage()) {
-      const FlatRange piece{at, std::min(range.end, at + passage())};
-      const Tensor master(gradients_.data(), DType::f32, compute_.device, {piece.size()});
-      upload(stream, master, from + (at - range.begin));
+    pass(stream, range, [&](const FlatRange& piece, const Tensor& master) {
+      upload(stream, master, from + (piece.begin - range.begin));
       launch(stream, SplitMaster{.hi = compute_.slice(0, piece.begin, piece.end),
                                  .low = low_.slice(0, piece.begin, piece.end),
                                  .master = master});
-    }
+    });
   } else {
     upload(stream, there, from);
     if (role == Role::weight && compute_.dtype != DType::f32) launch(stream, Cast{.y = part(compute_), .x = there});
@@ -213,19 +223,15 @@ void ParamArena::write(Stream& stream, Role role, const FlatRange& range, const 
 
 void ParamArena::read(Stream& stream, Role role, const FlatRange& range, float* to) const {
   check(training_, "the state of weights that are not trained");
-  if (const Tensor there = flat(role, range); there.defined()) {
+  if (const Tensor there = flat(role, range); there.defined())
     download(stream, to, there);
-    stream.synchronize();
-    return;
-  }
-  for (Index at = range.begin; at < range.end; at += passage()) {
-    const FlatRange piece{at, std::min(range.end, at + passage())};
-    const Tensor master(gradients_.data(), DType::f32, compute_.device, {piece.size()});
-    launch(stream, JoinMaster{.master = master,
-                              .hi = compute_.slice(0, piece.begin, piece.end),
-                              .low = low_.slice(0, piece.begin, piece.end)});
-    download(stream, to + (at - range.begin), master);
-  }
+  else
+    pass(stream, range, [&](const FlatRange& piece, const Tensor& master) {
+      launch(stream, JoinMaster{.master = master,
+                                .hi = compute_.slice(0, piece.begin, piece.end),
+                                .low = low_.slice(0, piece.begin, piece.end)});
+      download(stream, to + (piece.begin - range.begin), master);
+    });
   stream.synchronize();
 }
 

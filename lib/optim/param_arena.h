@@ -6,6 +6,7 @@
 // elements; gaps and padding hold zeros for ever.
 
 #include <array>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -102,7 +103,7 @@ class ParamArena {
   void reduce(Stream& stream, const Groups& groups, bool overlapped = false) const;
 
   // Sets elements of the state from host memory, the weights' bf16 copies too; returns when it is done. A split master
-  // passes through the gradients' memory, which is then not what it was. Not for training: weights only.
+  // passes through the gradients' memory, some of which is then zero. Not for training: weights only.
   void write(Stream& stream, Role role, const FlatRange& range, const float* from) const;
   // Gets them; between steps only. For training only.
   void read(Stream& stream, Role role, const FlatRange& range, float* to) const;
@@ -115,7 +116,9 @@ class ParamArena {
 
  private:
   void place(const std::vector<Param*>& params, Index bucket_bytes, bool bf16_gradients);
-  Index passage() const { return static_cast<Index>(gradients_.bytes() / sizeof(float)); }
+  // Calls `use` with pieces of the range, in order, and f32 memory for each: the gradients'.
+  void pass(Stream& stream, const FlatRange& range,
+            const std::function<void(const FlatRange&, const Tensor&)>& use) const;
   void write_rounded(Stream& stream, const Tensor& to, const float* from) const;
   void find_ready(const StageModel& model);
 

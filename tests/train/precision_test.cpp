@@ -118,3 +118,34 @@ TEST_CASE("a split master is the float32 master: the same weights to a bit after
     }
   }
 }
+
+// What lies between gradients is zero, whatever passes through their memory: norms count it.
+TEST_CASE("state that is read and written between steps leaves their bits", "[precision]") {
+  for (const std::string& device : test_devices())
+    for (const TinyModel& model : tiny_models())
+      for (const char* gradients : {"float32", "bfloat16"}) {
+        INFO(model.name << " on " << device << ", gradients " << gradients);
+        const Config config = tiny_job(model.yaml, 1, 1, 1, kSamples,
+                                       {"run.device=" + device, "precision.compute=bfloat16", "precision.master=split",
+                                        format("precision.gradients={}", gradients)});
+        const auto norms = [&](bool disturbed) {
+          std::vector<double> found;
+          run_threads(1, [&](World& world) {
+            const Mesh mesh(mesh_sizes(config.parallel));
+            const Device place = run_device(config);
+            use_device(config, world, place);
+            const auto engine = make_engine(config, world, mesh, place, 1);
+            engine->initialize(config.run.seed);
+            for (int step = 0; step < 3; ++step) {
+              if (disturbed)
+                engine->stage().model().visit(
+                    [&](Param& p) { engine->write(p, Role::weight, engine->read(p, Role::weight)); });
+              const TinyData data(config, 0, step);
+              found.push_back(engine->train_step(data.batches(), data.valid(), 1e-3, false).grad_norm);
+            }
+          });
+          return found;
+        };
+        CHECK(norms(true) == norms(false));
+      }
+}
