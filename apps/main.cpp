@@ -3,11 +3,14 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <iostream>
+#include <sstream>
+#include <thread>
 
 #include "apps/command_line.h"
 #include "lib/comm/launcher.h"
@@ -16,16 +19,33 @@
 namespace dstrain {
 namespace {
 
+// A launcher ends every rank when the first one fails. Where rank 0 speaks for all, the others give it time to: most
+// are ended here by rank 0's own end.
+void let_first_rank_speak() { std::this_thread::sleep_for(std::chrono::seconds(3)); }
+
 int run(int argc, char** argv) {
-  const Asked asked = parse_command_line(argc, argv, std::cout, std::cerr);
-  return static_cast<int>(asked.command ? asked.command() : asked.code);
+  std::ostringstream out, err;
+  const Asked asked = parse_command_line(argc, argv, out, err);
+  if (asked.command) return static_cast<int>(asked.command());
+  const bool first = launched_rank() == 0, failed = asked.code != ExitCode::ok;
+  if (!first && failed) let_first_rank_speak();
+  // Who is still there has other arguments than rank 0.
+  if (first || (failed && Launcher().ends_all_ranks())) std::cout << out.str() << std::flush, std::cerr << err.str();
+  return static_cast<int>(asked.code);
 }
 
-// The one message of a process that an exception ends. Takes no memory.
+// The one message of a process that an exception ends.
 void tell(const Error& e) {
-  if (const int rank = launched_rank(); rank == 0)
+  const int rank = launched_rank();
+  const bool usage = e.code() == ExitCode::usage;  // every rank reads the same job file
+  if (rank > 0 && (usage || e.shared())) {
+    let_first_rank_speak();
+    // Who is still there read something else than rank 0.
+    if (!usage || !Launcher().ends_all_ranks()) return;
+  }
+  if (rank == 0)
     std::fprintf(stderr, "dstrain: %s\n", e.what());
-  else if (!e.shared() && e.code() != ExitCode::usage)  // every rank reads the same job file
+  else
     std::fprintf(stderr, "dstrain: rank %d: %s\n", rank, e.what());
   std::fflush(stderr);
 }

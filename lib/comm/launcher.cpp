@@ -74,6 +74,7 @@ Launcher::Launcher() : process_(getppid()) {
     if (is_launcher(a.name)) {
       process_ = process;
       name_ = a.name;
+      launches_ = true;
       break;
     }
     process = a.parent;

@@ -23,6 +23,8 @@ class Launcher {
   Launcher& operator=(const Launcher&) = delete;
 
   bool alive() const;
+  // Whether it ends every rank when one has failed: mpirun and its daemons do, Slurm only when it is told to.
+  bool ends_all_ranks() const { return launches_ && name_ != "slurmstepd"; }
   // A descriptor that polls readable at its end; -1 when the kernel has none, then ask alive().
   int descriptor() const { return descriptor_; }
   std::string to_string() const;  // "mpirun (process 123)"
@@ -31,6 +33,7 @@ class Launcher {
   int process_ = 0;
   int descriptor_ = -1;
   std::string name_;
+  bool launches_ = false;  // it is a launcher that is known
 };
 
 // A descriptor that polls readable when the process has ended; -1 when there is none such or the kernel cannot.

@@ -24,6 +24,13 @@ def mpirun(ranks, *args, env=None, wrap=()):
     return done.returncode, [line for line in done.stderr.splitlines() if line.startswith("dstrain: ")], done.stdout + done.stderr
 
 
+def wrapper(path, line):
+    """A program that runs another one behind a line of shell."""
+    path.write_text(f'#!/bin/sh\n{line}\nexec "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
 def test_wrong(d):
     """A wrong number of ranks, tasks that do not know of each other, ranks of different jobs: one message, its code."""
     prepare(DSTRAIN, d)
@@ -34,13 +41,22 @@ def test_wrong(d):
     code, said, output = mpirun(4, "train", path, "--ranks", 4)
     check(code == 2 and len(said) == 1 and "under a launcher" in said[0], f"exit {code}\n{output}")
     check(not (d / "wrong").exists(), "a refused start has made a run directory")
+    # Rank 0 speaks for all, however late it comes; who has read something else speaks for itself.
+    late = wrapper(d / "late", '[ "$OMPI_COMM_WORLD_RANK" = 0 ] && sleep 1')
+    code, said, output = mpirun(4, "train", path, "--ranks", 4, wrap=[late])
+    check(code == 2 and len(said) == 1 and "under a launcher" in said[0], f"rank 0 is late: exit {code}\n{output}")
+    code, said, output = mpirun(4, "train", wrap=[late])
+    check(code == 2 and output.count("job is required") == 1, f"no job, rank 0 is late: exit {code}\n{output}")
+    other = wrapper(d / "other", f'[ "$OMPI_COMM_WORLD_RANK" = 2 ] && exec {DSTRAIN} train {d}/nowhere.yaml')
+    code, said, output = mpirun(4, "train", path, wrap=[other])
+    check(code == 2 and len(said) == 1 and "rank 2" in said[0] and "nowhere.yaml" in said[0], f"exit {code}\n{output}")
     done = subprocess.run([DSTRAIN, "train", path], env=dict(ENV, SLURM_STEP_ID="0", SLURM_STEP_NUM_TASKS="4"),
                           capture_output=True, text=True, timeout=30)
     check(done.returncode == 2 and "--mpi=pmix" in done.stderr, f"exit {done.returncode}\n{done.stderr}")
     dstrain_run(DSTRAIN, "train", write_job(d, "right", 6), ranks=4)
     dstrain_run(DSTRAIN, "train", write_job(d, "watched", 6), "debug.collectives=true", ranks=4)
     check_equal(DSTRAIN, d / "watched", d / "right", 6)
-    print("1, 2 and 3 ranks of a job for 4, threads under mpirun, srun without MPI: exit 2, one message each; debug.collectives: the same bits")
+    print("1, 2 and 3 ranks of a job for 4, threads under mpirun, no job, rank 0 late, srun without MPI: exit 2, one message each; debug.collectives: the same bits")
 
 
 def test_hung(d):
@@ -48,24 +64,20 @@ def test_hung(d):
     ends in the start ends them."""
     prepare(DSTRAIN, d)
     path = write_job(d, "hung", 4, "watchdog: { start: 4 }")
-    wrapper = d / "wrapper"
-    wrapper.write_text('#!/bin/sh\n[ "$OMPI_COMM_WORLD_RANK" = 2 ] && exec sleep 100\nexec "$@"\n')
-    wrapper.chmod(0o755)
+    absent = wrapper(d / "absent", '[ "$OMPI_COMM_WORLD_RANK" = 2 ] && exec sleep 100')
     begin = time.monotonic()
-    code, said, output = mpirun(4, "train", path, wrap=[wrapper])
+    code, said, output = mpirun(4, "train", path, wrap=[absent])
     seconds = time.monotonic() - begin
     check(code == 11 and said and "MPI has not started after 4" in said[0], f"exit {code}\n{output}")
     check(seconds < 4 + 5, f"{seconds} s")
     preload = f"LD_PRELOAD={os.path.abspath(sys.argv[4])}"
-    wrapper.write_text(f'#!/bin/sh\n[ "$OMPI_COMM_WORLD_RANK" = 0 ] && export {preload}\nexec "$@"\n')
     begin = time.monotonic()
-    code, said, output = mpirun(4, "train", path, wrap=[wrapper])
+    code, said, output = mpirun(4, "train", path, wrap=[wrapper(d / "stopped", f'[ "$OMPI_COMM_WORLD_RANK" = 0 ] && export {preload}')])
     stopped = time.monotonic() - begin
     check(code == 11 and said and "has come to the start within 4 s" in said[0], f"exit {code}\n{output}")
     check(stopped < 4 + 5, f"{stopped} s")
-    wrapper.write_text('#!/bin/sh\n[ "$OMPI_COMM_WORLD_RANK" = 2 ] && exec sleep 100\nexec "$@"\n')
     job = Job(DSTRAIN, write_job(d, "hung", 4, "watchdog: { start: 60 }"), ranks=4,
-              launcher=["mpirun", "--oversubscribe", "-n", "4", wrapper])
+              launcher=["mpirun", "--oversubscribe", "-n", "4", absent])
     time.sleep(2)
     pids = [int(p) for p in pathlib.Path(f"/proc/{job.process.pid}/task/{job.process.pid}/children").read_text().split()
             if pathlib.Path(f"/proc/{p}/comm").read_text().startswith("dstrain")]
