@@ -2,7 +2,9 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "lib/config/values.h"
 #include "lib/core/build.h"
 
 namespace dstrain {
@@ -24,6 +26,29 @@ constexpr CommandRow kCommands[] = {
     {"doctor", "What this machine and build can do, and what is missing", add_doctor},
 };
 
+// What is wrong when one of several commands had to be named and was not; "" when that is not what is wrong.
+std::string missing_command(CLI::App& app) {
+  CLI::App* at = &app;
+  std::string path = "dstrain";
+  while (!at->get_subcommands().empty()) {
+    at = at->get_subcommands().front();
+    path += " " + at->get_name();
+  }
+  std::vector<std::string> names;
+  std::string all;
+  for (const CLI::App* const command : at->get_subcommands([](CLI::App*) { return true; })) {
+    names.push_back(command->get_name());
+    all += (all.empty() ? "" : ", ") + names.back();
+  }
+  if (names.empty()) return "";
+  const std::vector<std::string> left = app.remaining(true);
+  if (left.empty()) return format("{} needs a command: {}", path, all);
+  const std::string &word = left.front(), near = nearest(word, names);
+  if (word.starts_with("-")) return format("{} has no option '{}'", path, word);
+  return format("{} has no command '{}'; {}", path, word,
+                near.empty() ? "there are " + all : "did you mean '" + near + "'?");
+}
+
 }  // namespace
 
 RunCommand add_commands(CLI::App& command, std::span<const CommandRow> rows) {
@@ -43,6 +68,12 @@ Asked parse_command_line(int count, const char* const* arguments, std::ostream& 
   try {
     app.parse(count, arguments);
     return {.command = command};
+  } catch (const CLI::RequiredError& e) {
+    if (const std::string wrong = missing_command(app); !wrong.empty())
+      err << wrong << "\nRun with --help for more information.\n";
+    else
+      app.exit(e, out, err);
+    return {.code = ExitCode::usage};
   } catch (const CLI::ParseError& e) {
     return {.code = app.exit(e, out, err) == 0 ? ExitCode::ok : ExitCode::usage};
   }

@@ -157,8 +157,12 @@ def test_start_from_weights(d):
 def test_bad_arguments(d):
     """One clear error and the documented code."""
     prepared(d)
-    run(code=2)
-    run("fly", code=2)
+    run(code=2, says="dstrain needs a command: train, plan")
+    run("fly", code=2, says="dstrain has no command 'fly'; there are train")
+    run("trian", job(d, "typo"), code=2, says="did you mean 'train'?")
+    run("data", code=2, says="dstrain data needs a command: ")
+    run("data", "tokenise", code=2, says="dstrain data has no command 'tokenise'; did you mean 'tokenize'?")
+    run("train", code=2, says="job is required")
     run("train", d / "missing.yaml", code=2, says="missing.yaml")
     (d / "empty.yaml").write_text("")
     run("train", d / "empty.yaml", code=2, says="empty.yaml")
