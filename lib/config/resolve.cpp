@@ -85,8 +85,9 @@ void resolve_mesh(Config& c, int ranks, Rules& rules) {
       return;
     }
     const std::string key = p.tensor > 1 ? "parallel.tensor" : "parallel.pipeline";
-    rules.broken(key, format("{} ranks cannot be shared out: {} does not divide {}; start {} or {} ranks", ranks,
-                             product, ranks, std::max<int64_t>(1, ranks / fixed) * fixed, (ranks / fixed + 1) * fixed));
+    const int64_t below = ranks / fixed * fixed;
+    rules.broken(key, format("{} ranks cannot be shared out: {} does not divide {}; start {}{} ranks", ranks, product,
+                             ranks, below > 0 ? format("{} or ", below) : "", below + fixed));
     p.data = 1;
     return;
   }

@@ -54,6 +54,10 @@ TEST_CASE("each rule that joins keys has its own words, both places and legal ne
        {"parallel.pipeline=2"},
        "override 'parallel.pipeline=2': parallel.pipeline: 3 ranks cannot be shared out: parallel.tensor * context * "
        "pipeline: 1 * 1 * 2 = 2 does not divide 3; start 2 or 4 ranks"},
+      {1,
+       {"parallel.pipeline=2"},
+       "override 'parallel.pipeline=2': parallel.pipeline: 1 ranks cannot be shared out: parallel.tensor * context * "
+       "pipeline: 1 * 1 * 2 = 2 does not divide 1; start 2 ranks"},
       {4,
        {"parallel.data=2"},
        "override 'parallel.data=2': parallel.data: 2 times parallel.tensor * context * pipeline: 1 * 1 * 1 = 1 makes 2 "
