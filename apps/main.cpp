@@ -30,11 +30,14 @@ int run(int argc, char** argv) {
   const bool first = launched_rank() == 0, failed = asked.code != ExitCode::ok;
   if (!first && failed) let_first_rank_speak();
   // Who is still there has other arguments than rank 0.
-  if (first || (failed && Launcher().ends_all_ranks())) std::cout << out.str() << std::flush, std::cerr << err.str();
+  if (first || (failed && Launcher().ends_all_ranks())) {
+    std::cout << out.str() << std::flush;
+    std::cerr << err.str();
+  }
   return static_cast<int>(asked.code);
 }
 
-// The one message of a process that an exception ends.
+// The one message of a process that an exception ends. Takes no memory where none may be left.
 void tell(const Error& e) {
   const int rank = launched_rank();
   const bool usage = e.code() == ExitCode::usage;  // every rank reads the same job file
