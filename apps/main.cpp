@@ -19,18 +19,22 @@
 namespace dstrain {
 namespace {
 
-// A launcher ends every rank when the first one fails. Where rank 0 speaks for all, the others give it time to: most
-// are ended here by rank 0's own end.
-void let_first_rank_speak() { std::this_thread::sleep_for(std::chrono::seconds(3)); }
+// Whether this rank says what it found. What rank 0 is `sure` to find too, or should, as it has the same arguments and
+// reads the same job file, is left to rank 0. A launcher ends every rank when the first one fails, so the others give
+// rank 0 time to speak, and most are ended here by its end; who is not, under a launcher that ends all, met something
+// else.
+bool speaks(bool left_to_first_rank, bool sure) {
+  if (launched_rank() == 0 || !left_to_first_rank) return true;
+  std::this_thread::sleep_for(std::chrono::seconds(3));
+  return !sure && Launcher().ends_all_ranks();
+}
 
 int run(int argc, char** argv) {
   std::ostringstream out, err;
   const Asked asked = parse_command_line(argc, argv, out, err);
   if (asked.command) return static_cast<int>(asked.command());
-  const bool first = launched_rank() == 0, failed = asked.code != ExitCode::ok;
-  if (!first && failed) let_first_rank_speak();
-  // Who is still there has other arguments than rank 0.
-  if (first || (failed && Launcher().ends_all_ranks())) {
+  const bool failed = asked.code != ExitCode::ok;
+  if (failed ? speaks(true, false) : launched_rank() == 0) {
     std::cout << out.str() << std::flush;
     std::cerr << err.str();
   }
@@ -39,14 +43,8 @@ int run(int argc, char** argv) {
 
 // The one message of a process that an exception ends. Takes no memory where none may be left.
 void tell(const Error& e) {
-  const int rank = launched_rank();
-  const bool usage = e.code() == ExitCode::usage;  // every rank reads the same job file
-  if (rank > 0 && (usage || e.shared())) {
-    let_first_rank_speak();
-    // Who is still there read something else than rank 0.
-    if (!usage || !Launcher().ends_all_ranks()) return;
-  }
-  if (rank == 0)
+  if (!speaks(e.shared() || e.code() == ExitCode::usage, e.shared())) return;
+  if (const int rank = launched_rank(); rank == 0)
     std::fprintf(stderr, "dstrain: %s\n", e.what());
   else
     std::fprintf(stderr, "dstrain: rank %d: %s\n", rank, e.what());
