@@ -90,7 +90,7 @@ ExitCode bench_checkpoint(const JobOptions& options, const std::string& where, i
   const Saves sync = measure(job, config, directory.path() + "/sync", repeats);
   if (job.world->rank() != 0) return ExitCode::ok;
 
-  const auto state = static_cast<double>(Snapshot(job.engine->params(), job.engine->groups()).bytes());
+  const auto state = static_cast<double>(Snapshot(job.engine->params(), job.engine->groups(), 0).bytes());
   const double rate = quantile(async.copy_rate, 0.5), copy = state / rate;
   const double stall = quantile(async.stall, 0.5), whole = quantile(sync.stall, 0.5);
   std::printf("job          %s: %d rank(s) of %d thread(s); %d saves each, medians\n", options.job.c_str(),

@@ -117,7 +117,9 @@ void run(Cuda, Stream& stream, const Fill& op) {
 void run(Cuda, Stream& stream, const Copy& op) {
   const Index n = op.y.numel();
   if (n == 0) return;
-  if (op.y.contiguous() && op.x.contiguous()) {
+  // Few values go by a kernel: it waits for no copy of another queue, which may hold the way to the host for long.
+  constexpr std::size_t kFew = 64 << 10;
+  if (op.y.contiguous() && op.x.contiguous() && op.y.bytes() > kFew) {
     stream.queue().copy(op.y.data, op.x.data, op.y.bytes());
     return;
   }

@@ -184,6 +184,7 @@ struct CheckpointConfig {
   std::int64_t keep = 3;
   std::string verify = "written";  // written, readback
   double timeout = 1800;           // seconds that a save may take; 0: any
+  std::int64_t device_buffer_bytes = 0;
 };
 
 struct WatchdogConfig {

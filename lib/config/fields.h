@@ -260,6 +260,12 @@ void visit_fields(C& c, V& v) {
               .min = 0,
               .max = 1e9},
           c.checkpoint.timeout);
+  v.field(Key{.name = "device_buffer_bytes",
+              .help = "GPU memory in which a save keeps what the link to the host would not take within a forward and "
+                      "backward, so that the next update need not wait; 0: none, and more than the state is not taken",
+              .min = 0,
+              .max = 1e15},
+          c.checkpoint.device_buffer_bytes);
 
   v.section("watchdog", "when a rank counts as lost, and the run ends for all ranks with exit code 11");
   v.field(Key{.name = "limit",

@@ -58,7 +58,7 @@ Checkpointer::Writing::Writing(const Files& real, const std::string& directory, 
     : files(real),
       group(std::move(all)),
       writer(files, directory, *group, config.checkpoint.keep, config.checkpoint.verify == "readback"),
-      snapshot(engine.params(), engine.groups()) {}
+      snapshot(engine.params(), engine.groups(), static_cast<std::size_t>(config.checkpoint.device_buffer_bytes)) {}
 
 Checkpointer::Checkpointer(const Config& config, const Files& files, const Clock& clock, const std::string& directory,
                            World& world, Engine& engine)

@@ -159,7 +159,7 @@ void Engine::enqueue_expert_tokens() {
     launch(stream_, Copy{.y = all.slice(0, begin, begin + own.size()), .x = params_->gradient(own)});
   }
   if (groups_.model->size() > 1) groups_.model->all_reduce(stream_, all);
-  download(stream_, expert_tokens_of(enqueued_), all);
+  to_host(expert_tokens_of(enqueued_), all);
 }
 
 // Passes can be recorded when every group that they use enqueues its work.
@@ -347,7 +347,7 @@ void Engine::enqueue_gradients(std::span<const Batch> micro_batches, const Valid
   const Index n = static_cast<Index>(kRankSums) * world_.size();
   const Tensor all(all_sums_.data(), DType::i64, device_, {n});
   groups_.control->all_gather(stream_, all, sums_);
-  download(stream_, sums_of(enqueued_), all);
+  to_host(sums_of(enqueued_), all);
 }
 
 void Engine::local_gradients(std::span<const Batch> micro_batches, const ValidTokens& valid_tokens) {
@@ -358,10 +358,14 @@ void Engine::local_gradients(std::span<const Batch> micro_batches, const ValidTo
   stream_.synchronize();
 }
 
+void Engine::to_host(void* to, const Tensor& from) {
+  launch(stream_, Copy{.y = Tensor(static_cast<std::byte*>(to), from.dtype, device_, from.shape), .x = from});
+}
+
 void Engine::enqueue_result() {
   Exchange& ring = exchange(enqueued_);
-  download(stream_, ring.result, result_);
-  download(stream_, ring.updates, optimizer_->state());
+  to_host(ring.result, result_);
+  to_host(ring.updates, optimizer_->state());
   if (device_ == Device::cuda) done_[enqueued_ % kRing].record(*queue_);
   ++enqueued_;
 }

@@ -161,6 +161,9 @@ class Engine {
   // Of a training pass: the losses' scales and places, shares of sequence-wise losses.
   PassOptions train_options(std::span<const Batch> micro_batches) const;
   Tensor losses() const { return result_.slice(0, 1, 2 + mtp_depths_); }
+  // To memory of the rings, which a GPU's kernels reach: a snapshot's copy to the host that is under way is not waited
+  // for.
+  void to_host(void* to, const Tensor& from);
   void enqueue_result();
   void run_checks(std::span<const Batch> micro_batches, const StepChecks& checks);
   void sum_bits(std::size_t which, std::span<const Tensor> tensors);

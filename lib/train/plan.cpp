@@ -81,7 +81,10 @@ RankPlan plan_rank(const Config& config, const Mesh& mesh, int rank, Device targ
   if (use != EngineUse::training) return plan;
   const bool host = target == Device::cuda;
   plan.memory.push_back({"batches", loader_bytes(data_plan(config, plan.at, -1, host), batches.length), host});
-  plan.memory.push_back({"snapshot", Snapshot(engine.params(), engine.groups()).bytes(), host});
+  const Snapshot snapshot(engine.params(), engine.groups(),
+                          static_cast<std::size_t>(config.checkpoint.device_buffer_bytes));
+  if (host && snapshot.device_bytes() > 0) plan.memory.push_back({"snapshot on the device", snapshot.device_bytes()});
+  plan.memory.push_back({"snapshot", snapshot.bytes(), host});
   return plan;
 }
 

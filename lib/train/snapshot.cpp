@@ -12,6 +12,7 @@ namespace dstrain {
 namespace {
 constexpr std::size_t kTile = 4 << 20;              // bytes that one thread copies at a time
 constexpr Index kStagingElements = Index{1} << 24;  // of a split master on its way to the host
+constexpr Index kLine = 64;                         // elements; parts are cut between lines
 }  // namespace
 
 TensorSlab slab_of(const ParamArena::Entry& entry, Role role, float* data) {
@@ -26,7 +27,7 @@ TensorSlab slab_of(const ParamArena::Entry& entry, Role role, float* data) {
           .row_stride = piece.global.rank() == 1 ? piece.extent[0] : piece.columns()};
 }
 
-Snapshot::Snapshot(const ParamArena& params, const Groups& groups) : params_(params) {
+Snapshot::Snapshot(const ParamArena& params, const Groups& groups, std::size_t device_buffer) : params_(params) {
   struct Item {
     const ParamArena::Entry* entry;
     Role role;
@@ -57,10 +58,7 @@ Snapshot::Snapshot(const ParamArena& params, const Groups& groups) : params_(par
   const Device device = params.compute().device;
   const char* const purpose = "checkpoint snapshot";
   memory_ = device == Device::cuda ? Buffer::pinned(purpose, total) : Buffer(purpose, device, total);
-  if (device == Device::cuda) {
-    gpu_.emplace();
-    if (params.low().defined()) gpu_->staging = Buffer("snapshot staging", device, kStagingElements * sizeof(float));
-  }
+  if (params.low().defined()) staging_bytes_ = kStagingElements * sizeof(float);
 
   std::size_t at = 0;
   for (const Item& s : saved) {
@@ -75,6 +73,32 @@ Snapshot::Snapshot(const ParamArena& params, const Groups& groups) : params_(par
     else
       parts_.push_back({role, entry.range, to});
   }
+  hold_begin(device_buffer);
+  if (device != Device::cuda) return;
+  gpu_.emplace();
+  gpu_->staging = Buffer("snapshot staging", device, staging_bytes_);
+  gpu_->held = Buffer("checkpoint.device_buffer_bytes", device, held_bytes_);
+  for (Part& part : parts_)
+    if (part.held) part.on_device = gpu_->held.data() + (part.to - memory_.data());
+}
+
+// At most so many bytes at the beginning of the copy, whole parts and the whole lines of one more, are held: masters
+// first, whose halves are then joined one after another and not in the pauses of a copy to the host.
+void Snapshot::hold_begin(std::size_t bytes) {
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const auto fits = static_cast<Index>((bytes - held_bytes_) / sizeof(float));
+    const Part part = parts_[i];
+    const Index size = part.range.size(), held = size <= fits ? size : fits / kLine * kLine;
+    if (held == 0) return;
+    held_bytes_ += static_cast<std::size_t>(held) * sizeof(float);
+    parts_[i].held = true;
+    if (held == size) continue;
+    parts_[i].range.end = part.range.begin + held;
+    parts_.insert(
+        parts_.begin() + static_cast<std::ptrdiff_t>(i) + 1,
+        {part.role, {part.range.begin + held, part.range.end}, part.to + held * static_cast<Index>(sizeof(float))});
+    return;
+  }
 }
 
 void Snapshot::take(Stream& stream) {
@@ -84,6 +108,8 @@ void Snapshot::take(Stream& stream) {
   Stream own(Device::cuda, Device::cuda, nullptr, nullptr, nullptr, &gpu_->queue);
   copy_parts(own);
   gpu_->copied.record(gpu_->queue);
+  gpu_->queue.copy(memory_.data(), gpu_->held.data(), held_bytes_);
+  gpu_->complete.record(gpu_->queue);
 }
 
 void Snapshot::copy_parts(Stream& stream) {
@@ -101,12 +127,14 @@ void Snapshot::copy_parts(Stream& stream) {
       for (Index begin = part.range.begin; begin < part.range.end; begin += kStagingElements) {
         const Index end = std::min(part.range.end, begin + kStagingElements), n = end - begin;
         float* const to = reinterpret_cast<float*>(part.to) + (begin - part.range.begin);
-        const Tensor joined(gpu_ ? gpu_->staging.data() : reinterpret_cast<std::byte*>(to), DType::f32, stream.device(),
-                            {n});
+        std::byte* const held =
+            part.on_device ? part.on_device + (reinterpret_cast<std::byte*>(to) - part.to) : nullptr;
+        std::byte* const made = held ? held : gpu_ ? gpu_->staging.data() : reinterpret_cast<std::byte*>(to);
+        const Tensor joined(made, DType::f32, stream.device(), {n});
         launch(stream, JoinMaster{.master = joined,
                                   .hi = params_.compute().slice(0, begin, end),
                                   .low = params_.low().slice(0, begin, end)});
-        if (gpu_) stream.queue().copy(to, joined.data, joined.bytes());
+        if (gpu_ && !held) stream.queue().copy(to, joined.data, joined.bytes());
       }
       continue;
     }
@@ -117,7 +145,7 @@ void Snapshot::copy_parts(Stream& stream) {
     const Index first = part.range.begin - (bias ? biases.begin : 0);
     const std::byte* const from = flat.data + first * static_cast<Index>(sizeof(float));
     if (gpu_) {
-      stream.queue().copy(part.to, from, bytes);
+      stream.queue().copy(part.on_device ? part.on_device : part.to, from, bytes);
       continue;
     }
     for (std::size_t begin = 0; begin < bytes; begin += kTile)
@@ -140,7 +168,7 @@ void Snapshot::require_finite() const {
 }
 
 void Snapshot::wait() const {
-  if (gpu_) gpu_->copied.synchronize();
+  if (gpu_) gpu_->complete.synchronize();
 }
 
 }  // namespace dstrain

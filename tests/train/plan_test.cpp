@@ -10,6 +10,8 @@
 using namespace dstrain;
 using namespace dstrain::test;
 
+constexpr std::size_t kHeld = 5000;  // bytes of a snapshot that wait on a GPU
+
 TEST_CASE("the plan's bytes are the bytes that a run allocates and uses", "[plan]") {
   struct Layout {
     int data, tensor, pipeline, expert = 1;
@@ -26,7 +28,8 @@ TEST_CASE("the plan's bytes are the bytes that a run allocates and uses", "[plan
           const Config config =
               tiny_job(model.yaml, data, tensor, pipeline, micro,
                        {"run.device=" + where, format("precision.compute={}", compute),
-                        format("precision.gradients={}", gradients), format("parallel.expert={}", expert)});
+                        format("precision.gradients={}", gradients), format("parallel.expert={}", expert),
+                        format("checkpoint.device_buffer_bytes={}", kHeld)});
           struct Pair {
             std::string what;
             std::size_t planned, real;
@@ -43,11 +46,14 @@ TEST_CASE("the plan's bytes are the bytes that a run allocates and uses", "[plan
             const TinyData batches(config, engine.coordinates().data, 0);
             engine.train_step(batches.batches(), batches.valid(), 1e-3, false);
             engine.evaluate(batches.batches());
-            const Snapshot snapshot(engine.params(), engine.groups());
+            const Snapshot snapshot(engine.params(), engine.groups(), kHeld);
             const auto allocated = engine.memory();
             const EngineSizes used = engine.used();
             const std::lock_guard lock(mutex);
-            pairs.push_back({"rows", plan.memory.size(), allocated.size() + 2});
+            const bool held = device == Device::cuda;
+            pairs.push_back({"rows", plan.memory.size(), allocated.size() + (held ? 3 : 2)});
+            if (held)
+              pairs.push_back({"on the device", plan.memory[plan.memory.size() - 2].bytes, snapshot.device_bytes()});
             // How ranks talk is known to the run alone: ranks that share a GPU go through host memory.
             for (std::size_t i = 0; i < allocated.size(); ++i)
               if (device == Device::cpu || allocated[i].purpose != "communication")
