@@ -359,7 +359,14 @@ void Engine::local_gradients(std::span<const Batch> micro_batches, const ValidTo
 }
 
 void Engine::to_host(void* to, const Tensor& from) {
-  launch(stream_, Copy{.y = Tensor(static_cast<std::byte*>(to), from.dtype, device_, from.shape), .x = from});
+  if constexpr (build::cuda) {
+    if (device_ == Device::cuda) {
+      // Not launched: what it copies was looked at where it was made.
+      run(Cuda{}, stream_, Copy{.y = Tensor(static_cast<std::byte*>(to), from.dtype, device_, from.shape), .x = from});
+      return;
+    }
+  }
+  download(stream_, to, from);
 }
 
 void Engine::enqueue_result() {
