@@ -74,6 +74,8 @@ class Table:
             with contextlib.suppress(OSError):
                 if "memfd:dstrain-ranks" in os.readlink(path):
                     with open(path, "rb") as f:
+                        if os.fstat(f.fileno()).st_size == 0:
+                            continue  # just made: it has its length in a moment
                         self.memory = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
                     self.rows = struct.unpack_from("I", self.memory, 8)[0]
                     return
