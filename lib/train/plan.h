@@ -14,8 +14,10 @@ struct RankPlan {
   Index parameters = 0;  // owned by this rank
   Index spread = 0;      // of them, in experts that are spread over expert ranks
   EngineSizes sizes;
-  std::vector<MemoryRow> memory;  // the engine's rows, then batches of the loader and snapshot of the checkpointer
-  Ledger step;                    // of one training step on this rank
+  // The engine's rows, then batches of the loader, and of the checkpointer what a snapshot holds on a GPU, if anything,
+  // and the snapshot.
+  std::vector<MemoryRow> memory;
+  Ledger step;  // of one training step on this rank
 };
 
 struct Plan {

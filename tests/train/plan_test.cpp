@@ -84,6 +84,29 @@ static double llama_flops(double d, double layers, double heads, double kv, doub
   return 3 * (layers * (2 * d * head * (2 * heads + 2 * kv) + 2 * s * heads * head + 6 * d * f) + 2 * d * v);
 }
 
+TEST_CASE("a plan for a GPU counts what a save holds there, at most its state", "[plan]") {
+  const auto row = [](const RankPlan& plan, const std::string& purpose) {
+    std::size_t bytes = 0;
+    for (const MemoryRow& r : plan.memory) bytes += r.purpose == purpose ? r.bytes : 0;
+    return bytes;
+  };
+  for (const TinyModel& model : tiny_models()) {
+    const auto planned = [&](std::size_t held) {
+      const Config config = tiny_job(model.yaml, 1, 1, 1, 4, {format("checkpoint.device_buffer_bytes={}", held)});
+      return plan_rank(config, Mesh(mesh_sizes(config.parallel)), 0, Device::cuda);
+    };
+    INFO(model.name);
+    const RankPlan none = planned(0), some = planned(kHeld), all = planned(1'000'000'000);
+    const std::size_t state = row(none, "snapshot");
+    CHECK(row(none, "snapshot on the device") == 0);
+    CHECK(none.memory.size() + 1 == some.memory.size());
+    CHECK(row(some, "snapshot on the device") <= kHeld);
+    CHECK(row(some, "snapshot on the device") > kHeld - 64 * sizeof(float));  // whole lines
+    CHECK(row(all, "snapshot on the device") == state);
+    CHECK(row(some, "snapshot") == state);
+  }
+}
+
 TEST_CASE("spread experts change neither FLOPs nor parameters of a plan", "[plan]") {
   const TinyModel& model = tiny_models()[4];
   const auto plan = [&](int data, int expert, int tensor) {

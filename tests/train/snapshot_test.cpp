@@ -1,7 +1,8 @@
 // What a snapshot holds is the state at the time of take(), on every device of DSTRAIN_TEST_DEVICES, however much of it
 // comes by way of memory on the device, and whatever the next update writes.
-#include <algorithm>
 #include <limits>
+#include <string>
+#include <vector>
 
 #include "lib/train/snapshot.h"
 #include "tests/support/catch.h"
