@@ -10,6 +10,7 @@
 #include "kernels/attention.h"
 #include "kernels/experts.h"
 #include "kernels/grouped_matmul.h"
+#include "kernels/matmul.h"
 #include "kernels/mla.h"
 #include "kernels/router.h"
 
@@ -143,6 +144,12 @@ void bench_experts(OpBench& bench, const Config& config) {
   const RouterRule rule{.scoring = m.type == "deepseek_v3" ? RouterScores::sigmoid : RouterScores::softmax,
                         .normalize = m.norm_topk_prob};
   other([&](Operands& of) {
+    return Matmul{.c = of.allocate({rows, all}, DType::f32),
+                  .a = of.uniform({rows, hidden}),
+                  .b = of.uniform({all, hidden}),
+                  .transpose_b = true};
+  });
+  other([&](Operands& of) {
     return Route{.scores = of.allocate({rows, all}, DType::f32),
                  .experts = of.indices({rows, top}, choices.experts),
                  .weights = weights(of),
@@ -226,6 +233,18 @@ void bench_experts(OpBench& bench, const Config& config) {
                          .scores = of.uniform({rows, all}, DType::f32, 0, 1),
                          .experts = of.indices({rows, top}, choices.experts),
                          .rule = rule};
+  });
+  other([&](Operands& of) {
+    return Matmul{.c = of.allocate({all, hidden}, DType::f32),
+                  .a = of.uniform({rows, all}, DType::f32),
+                  .b = of.uniform({rows, hidden}),
+                  .transpose_a = true};
+  });
+  other([&](Operands& of) {
+    return Matmul{.c = of.uniform({rows, hidden}),
+                  .a = of.uniform({rows, all}, DType::f32),
+                  .b = of.uniform({all, hidden}),
+                  .write = Write::accumulate};
   });
   const double flops = 3 * 6.0 * static_cast<double>(places) * static_cast<double>(hidden * inner);
   std::printf("routed experts, forward and backward: %.3f ms, %.1f GFLOP/s; router, order and sums are %.1f%% of it\n",

@@ -36,9 +36,13 @@ Cost Matmul::cost() const {
 std::size_t Matmul::workspace(Device target) const {
   if (target == Device::cuda) {
     const cuda::MatmulParts parts = cuda::matmul_parts(*this);
-    return arena_bytes({cuda::kMatmulWorkspace, parts.widen_a ? cuda::widened_bytes(a) : 0,
-                        parts.widen_b ? cuda::widened_bytes(b) : 0, parts.widen_bias ? cuda::widened_bytes(bias) : 0,
-                        parts.apart ? static_cast<std::size_t>(m() * n()) * sizeof(float) : 0});
+    const auto operand = [&](bool of_a) {
+      return cuda::stacks(parts, of_a) ? cuda::stacked(*this, of_a, parts).bytes() : 0;
+    };
+    const Shape product = cuda::product_shape(*this, parts);
+    return arena_bytes({cuda::kMatmulWorkspace, operand(true), operand(false),
+                        parts.widen_bias ? static_cast<std::size_t>(n()) * sizeof(float) : 0,
+                        parts.apart ? static_cast<std::size_t>(product.numel()) * sizeof(float) : 0});
   }
   const auto f32_copy = [](const Tensor& t) {
     return t.defined() && t.dtype == DType::bf16 ? static_cast<std::size_t>(t.numel()) * sizeof(float) : 0;

@@ -414,11 +414,19 @@ Tensor cuda_workspace(Stream& stream) {
   return stream.workspace().allocate({static_cast<Index>(cuda::kMatmulWorkspace)}, DType::u8);
 }
 
-Tensor widened(Stream& stream, const Tensor& t) {
-  const Tensor copy =
-      stream.workspace().allocate({t.dim(0), cuda::widened_stride(t.dim(1))}, DType::f32).slice(1, 0, t.dim(1));
-  cuda::widen_rows(stream, copy, t);
+Tensor widened(Stream& stream, const Tensor& bias) {
+  const Tensor copy = stream.workspace().allocate(bias.shape, DType::f32);
+  cuda::widen(stream, copy, bias);
   return copy;
+}
+
+// An operand's terms, or itself as often.
+Tensor stacked(Stream& stream, const Matmul& op, bool of_a, const cuda::MatmulParts& parts) {
+  const Tensor& t = of_a ? op.a : op.b;
+  const cuda::Stacked s = cuda::stacked(op, of_a, parts);
+  const Tensor all = stream.workspace().allocate({s.rows, s.stride}, DType::bf16).slice(1, 0, s.columns);
+  cuda::stack_terms(stream, all, t, s.below);
+  return all;
 }
 
 // c = op(a) op(b) + bias, or c += op(a) op(b), whatever the dtypes. REQUIRES: no epilogue.
@@ -431,15 +439,11 @@ void product(Stream& stream, const Matmul& op) {
   const Tensor workspace = cuda_workspace(stream);
   const cuda::MatmulParts parts = cuda::matmul_parts(op);
   Matmul call = op;
-  if (parts.widen_a) call.a = widened(stream, op.a);
-  if (parts.widen_b) call.b = widened(stream, op.b);
-  if (parts.widen_bias) {
-    call.bias = widened(stream, op.bias.view({1, op.n()}));
-    call.bias.shape = {op.n()};
-    call.bias.strides = {1};
-  }
+  if (cuda::stacks(parts, true)) call.a = stacked(stream, op, true, parts);
+  if (cuda::stacks(parts, false)) call.b = stacked(stream, op, false, parts);
+  if (parts.widen_bias) call.bias = widened(stream, op.bias);
   if (parts.apart) {
-    call.c = stream.workspace().allocate(op.c.shape);
+    call.c = stream.workspace().allocate(cuda::product_shape(op, parts));
     call.bias = {};
     call.write = Write::overwrite;
   }

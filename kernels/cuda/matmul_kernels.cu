@@ -1,6 +1,7 @@
 #include "kernels/cuda/matmul_kernels.h"
 
-#include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/row_map.cuh"
+#include "kernels/cuda/matmul_parts.h"
 
 namespace dstrain::cuda {
 
@@ -91,24 +92,88 @@ unsigned blocks_for(Index elements) {
   return static_cast<unsigned>(std::min<Index>(div_up(elements, kThreads), kMostBlocks));
 }
 
-__global__ void finish_kernel(__nv_bfloat16* c, Index ldc, const float* product, Index ld, Index m, Index n,
-                              const void* bias, bool half_bias, bool accumulate) {
-  const Index step = static_cast<Index>(gridDim.x) * blockDim.x;
-  for (Index e = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; e < m * n; e += step) {
-    const Index i = e / n, j = e % n;
-    __nv_bfloat16* const out = c + i * ldc + j;
-    *out = from_float<__nv_bfloat16>((accumulate ? to_float(*out) : 0.0f) +
-                                     (product[i * ld + j] + bias_at(bias, half_bias, j)));
+// One after another from the last: the smallest terms first.
+template <class C, int N>
+struct FinishMap {
+  C* c;
+  Index ldc;
+  const float* product;
+  Index ld, apart;
+  int terms;
+  const void* bias;
+  bool half_bias, accumulate;
+
+  __device__ void operator()(Index row, Index column) const {
+    float sum[N] = {};
+    for (int t = terms; t-- > 0;) {
+      const auto v = load_vec<N>(product + t * apart + row * ld + column);
+#pragma unroll
+      for (int j = 0; j < N; ++j) sum[j] += v.v[j];
+    }
+    C* const out = c + row * ldc + column;
+    Vec<C, N> y{};
+    if (accumulate) y = load_vec<N>(out);
+#pragma unroll
+    for (int j = 0; j < N; ++j)
+      y.v[j] = from_float<C>((accumulate ? to_float(y.v[j]) : 0.0f) + (sum[j] + bias_at(bias, half_bias, column + j)));
+    store_vec<N>(out, y);
   }
+};
+
+__device__ inline __nv_bfloat16 upper_half(float x) {
+  return __ushort_as_bfloat16(static_cast<unsigned short>(__float_as_uint(x) >> 16));
+}
+// x = the sum of the terms.
+__device__ inline void cut(float x, __nv_bfloat16 (&terms)[kTerms]) {
+  if (!isfinite(x)) {
+    terms[0] = from_float<__nv_bfloat16>(x);
+    terms[1] = terms[2] = from_float<__nv_bfloat16>(0.0f);
+    return;
+  }
+#pragma unroll
+  for (int t = 0; t < kTerms; ++t) {
+    terms[t] = upper_half(x);
+    x -= to_float(terms[t]);  // exact: what is left has the bits that were cut off
+  }
+}
+__device__ inline void cut(__nv_bfloat16 x, __nv_bfloat16 (&terms)[kTerms]) {
+#pragma unroll
+  for (int t = 0; t < kTerms; ++t) terms[t] = x;
 }
 
-__global__ void widen_kernel(float* y, Index ldy, const __nv_bfloat16* x, Index ldx, Index rows, Index columns) {
-  const Index step = static_cast<Index>(gridDim.x) * blockDim.x;
-  for (Index e = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; e < rows * columns; e += step) {
-    const Index i = e / columns, j = e % columns;
-    y[i * ldy + j] = to_float(x[i * ldx + j]);
+template <class T, int N>
+struct StackMap {
+  __nv_bfloat16* y;
+  Index ldy, apart;
+  const T* x;
+  Index ldx;
+
+  __device__ void operator()(Index row, Index column) const {
+    const auto v = load_vec<N>(x + row * ldx + column);
+    Vec<__nv_bfloat16, N> out[kTerms];
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      __nv_bfloat16 terms[kTerms];
+      cut(v.v[j], terms);
+#pragma unroll
+      for (int t = 0; t < kTerms; ++t) out[t].v[j] = terms[t];
+    }
+#pragma unroll
+    for (int t = 0; t < kTerms; ++t) store_vec<N>(y + t * apart + row * ldy + column, out[t]);
   }
+};
+
+// Whether vectors of n elements may start at every n-th of each row.
+bool in_vectors(const Tensor& t, Index n) {
+  return reinterpret_cast<std::uintptr_t>(t.data) % (static_cast<std::size_t>(n) * size_of(t.dtype)) == 0 &&
+         t.stride(0) % n == 0 && t.dim(1) % n == 0;
 }
+
+struct WidenMap {
+  float* y;
+  const __nv_bfloat16* x;
+  __device__ void operator()(Index i) const { y[i] = to_float(x[i]); }
+};
 
 __device__ inline unsigned long long mix(unsigned long long x) {  // the finaliser of SplitMix64
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -155,18 +220,38 @@ void plain_matmul(Stream& stream, const Matmul& op) {
 }
 
 void finish_product(Stream& stream, const Tensor& c, const Tensor& product, const Tensor& bias, Write write) {
-  if (c.numel() == 0) return;
-  finish_kernel<<<blocks_for(c.numel()), kThreads, 0, stream_of(stream)>>>(
-      reinterpret_cast<__nv_bfloat16*>(c.data), c.stride(0), product.as<float>(), product.stride(0), c.dim(0), c.dim(1),
-      bias.data, bias.dtype == DType::bf16, write == Write::accumulate);
-  check_launch("finish_product");
+  const Index m = c.dim(0), n = c.dim(1);
+  if (m * n == 0) return;
+  const bool below = product.dim(0) > m;
+  const Index terms = below ? product.dim(0) / m : product.dim(1) / n, apart = below ? m * product.stride(0) : n;
+  dispatch_float(c.dtype, [&](auto zero) {
+    using C = decltype(zero);
+    const auto run = [&](auto width) {
+      row_map<width>(stream, m, n, "finish_product",
+                     FinishMap<C, width>{pointer<C>(c), c.stride(0), product.as<float>(), product.stride(0), apart,
+                                         static_cast<int>(terms), bias.data, bias.dtype == DType::bf16,
+                                         write == Write::accumulate});
+    };
+    const bool wide = in_vectors(c, 4) && in_vectors(product, 4) && n % 4 == 0;
+    wide ? run(std::integral_constant<int, 4>{}) : run(std::integral_constant<int, 1>{});
+  });
 }
 
-void widen_rows(Stream& stream, const Tensor& y, const Tensor& x) {
-  if (x.numel() == 0) return;
-  widen_kernel<<<blocks_for(x.numel()), kThreads, 0, stream_of(stream)>>>(
-      y.as<float>(), y.stride(0), reinterpret_cast<const __nv_bfloat16*>(x.data), x.stride(0), x.dim(0), x.dim(1));
-  check_launch("widen_rows");
+void widen(Stream& stream, const Tensor& y, const Tensor& x) {
+  flat_map<1>(stream, x.numel(), "widen", WidenMap{y.as<float>(), pointer<__nv_bfloat16>(x)});
+}
+
+void stack_terms(Stream& stream, const Tensor& y, const Tensor& x, bool below) {
+  const Index rows = x.dim(0), columns = x.dim(1), apart = below ? rows * y.stride(0) : columns;
+  dispatch_float(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const auto run = [&](auto width) {
+      row_map<width>(stream, rows, columns, "stack_terms",
+                     StackMap<T, width>{pointer<__nv_bfloat16>(y), y.stride(0), apart, pointer<T>(x), x.stride(0)});
+    };
+    const bool wide = in_vectors(x, 4) && in_vectors(y, 4) && columns % 4 == 0;
+    wide ? run(std::integral_constant<int, 4>{}) : run(std::integral_constant<int, 1>{});
+  });
 }
 
 void add_checksum(Stream& stream, const Tensor& t, unsigned long long* sums) {

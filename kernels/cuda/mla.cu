@@ -22,15 +22,15 @@ struct Heads {
   View q, k, kv, shared;  // or their gradients
   const std::int32_t* positions;
   const float* frequencies;
-  Index heads, nope, pairs;
+  int heads, nope, pairs;
   float factor;
-  Index step, other;  // pair i is (step * i, step * i + other)
+  int step, other;  // pair i is (step * i, step * i + other)
 };
 
 // A block takes a row. Cosines and sines of its pairs go to shared memory first.
 __device__ void angles(const Heads& a, Index row, float* cosines, float* sines) {
   const float position = static_cast<float>(a.positions[row]);
-  for (Index i = threadIdx.x; i < a.pairs; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < a.pairs; i += kThreads) {
     float sine, cosine;
     sincosf(position * a.frequencies[i], &sine, &cosine);
     cosines[i] = cosine * a.factor;
@@ -39,7 +39,7 @@ __device__ void angles(const Heads& a, Index row, float* cosines, float* sines) 
 }
 
 template <class T>
-__device__ void rotate(T* pair, Index other, float cosine, float sine) {
+__device__ void rotate(T* pair, int other, float cosine, float sine) {
   const float x = cuda::to_float(pair[0]), y = cuda::to_float(pair[other]);
   pair[0] = cuda::from_float<T>(x * cosine - y * sine);
   pair[other] = cuda::from_float<T>(y * cosine + x * sine);
@@ -47,10 +47,10 @@ __device__ void rotate(T* pair, Index other, float cosine, float sine) {
 
 // Copies the first `nope` elements of every head, N at a time.
 template <class T, int N>
-__device__ void copy_heads(const View& to, const View& from, Index row, Index heads, Index nope) {
-  const Index vectors = nope / N;
-  for (Index item = threadIdx.x; item < heads * vectors; item += kThreads) {
-    const Index h = item / vectors, i = item % vectors * N;
+__device__ void copy_heads(const View& to, const View& from, Index row, int heads, int nope) {
+  const int vectors = nope / N;
+  for (int item = static_cast<int>(threadIdx.x); item < heads * vectors; item += kThreads) {
+    const int h = item / vectors, i = item % vectors * N;
     cuda::store_vec<N>(to.at<T>(row, h) + i, cuda::load_vec<N>(from.at<T>(row, h) + i));
   }
 }
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Heads a) {
   const Index row = blockIdx.x;
   angles(a, row, cosines, sines);
   __syncthreads();
-  for (Index i = threadIdx.x; i < a.pairs; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < a.pairs; i += kThreads) {
     const T* const from = a.shared.at<T>(row, 0) + a.step * i;
     key[2 * i] = from[0];
     key[2 * i + 1] = from[a.other];
@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Heads a) {
   }
   __syncthreads();
   copy_heads<T, N>(a.k, a.kv, row, a.heads, a.nope);
-  for (Index item = threadIdx.x; item < a.heads * a.pairs; item += kThreads) {
-    const Index h = item / a.pairs, i = item % a.pairs;
+  for (int item = static_cast<int>(threadIdx.x); item < a.heads * a.pairs; item += kThreads) {
+    const int h = item / a.pairs, i = item % a.pairs;
     rotate(a.q.at<T>(row, h) + a.nope + a.step * i, a.other, cosines[i], sines[i]);
     T* const k = a.k.at<T>(row, h) + a.nope + a.step * i;
     k[0] = key[2 * i];
@@ -90,13 +90,13 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Heads a) {
   angles(a, row, cosines, sines);
   __syncthreads();
   copy_heads<T, N>(a.kv, a.k, row, a.heads, a.nope);
-  for (Index item = threadIdx.x; item < a.heads * a.pairs; item += kThreads) {
-    const Index h = item / a.pairs, i = item % a.pairs;
+  for (int item = static_cast<int>(threadIdx.x); item < a.heads * a.pairs; item += kThreads) {
+    const int h = item / a.pairs, i = item % a.pairs;
     rotate(a.q.at<T>(row, h) + a.nope + a.step * i, a.other, cosines[i], -sines[i]);
   }
-  for (Index i = threadIdx.x; i < a.pairs; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < a.pairs; i += kThreads) {
     float x = 0, y = 0;
-    for (Index h = 0; h < a.heads; ++h) {
+    for (int h = 0; h < a.heads; ++h) {
       const T* const k = a.k.at<T>(row, h) + a.nope + a.step * i;
       x += cuda::to_float(k[0]);
       y += cuda::to_float(k[a.other]);
@@ -119,18 +119,19 @@ bool wide(const Tensor& a, const Tensor& b, Index nope) {
 Heads heads_of(const Tensor& q, const Tensor& k, const Tensor& kv, const Tensor& shared, const Tensor& positions,
                const Tensor& frequencies, float factor, bool neighbours) {
   check(shared.dim(1) <= 2048, "mla_heads: {} elements carry the position", shared.dim(1));
+  check(q.dim(1) * q.dim(2) < (Index{1} << 31), "mla_heads: a row of {} heads of {}", q.dim(1), q.dim(2));
   return {.q = View(q),
           .k = View(k),
           .kv = View(kv),
           .shared = View(shared),
           .positions = positions.as<std::int32_t>(),
           .frequencies = frequencies.as<float>(),
-          .heads = q.dim(1),
-          .nope = q.dim(2) - shared.dim(1),
-          .pairs = shared.dim(1) / 2,
+          .heads = static_cast<int>(q.dim(1)),
+          .nope = static_cast<int>(q.dim(2) - shared.dim(1)),
+          .pairs = static_cast<int>(shared.dim(1) / 2),
           .factor = factor,
           .step = neighbours ? 2 : 1,
-          .other = neighbours ? 1 : shared.dim(1) / 2};
+          .other = neighbours ? 1 : static_cast<int>(shared.dim(1) / 2)};
 }
 
 }  // namespace
