@@ -158,6 +158,39 @@ TEST_CASE("cross_entropy over shares of the vocabulary, and its gradient") {
   }
 }
 
+// Rows that a GPU's blocks come to after others: five of them over and over, one of weight 0, and each its first time.
+TEST_CASE("cross_entropy: a row's gradient does not depend on the rows before it") {
+  constexpr Index kKinds = 5;
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const auto& [columns, many_rows] : {std::pair<Index, Index>{72, 1100}, {20000, 600}, {50304, 300}}) {
+      CAPTURE(name_of(dtype), columns);
+      for_each_run([&](OpCase& t) {
+        const Index rows = t.device() == Device::cuda ? many_rows : 2 * kKinds;
+        const Tensor few = t.normal({kKinds, columns}, dtype, 3), many = t.unset({rows, columns}, dtype);
+        const Tensor targets = t.integers({rows}, DType::i32, 0, columns - 5), weights = t.unset({rows}, DType::f32);
+        const std::size_t bytes = static_cast<std::size_t>(columns) * size_of(dtype);
+        const auto row = [&](const Tensor& x, Index i) { return x.data + static_cast<std::size_t>(i) * bytes; };
+        for (Index i = 0; i < rows; ++i) {
+          std::copy_n(row(few, i % kKinds), bytes, row(many, i));
+          targets.as<std::int32_t>()[i] = targets.as<std::int32_t>()[i % kKinds];
+          weights.as<float>()[i] = static_cast<float>(i % kKinds);
+        }
+        for (const Tensor& logits : {few, many}) {
+          const Index count = logits.dim(0);
+          t.launch(CrossEntropy{.loss = t.values({1}, DType::f64, {0}),
+                                .logits = logits,
+                                .targets = targets.slice(0, 0, count),
+                                .weights = weights.slice(0, 0, count),
+                                .valid_columns = columns - 5,
+                                .scale = t.values({1}, DType::f32, {1})});
+        }
+        Index wrong = 0;
+        for (Index i = 0; i < rows; ++i) wrong += !std::equal(row(many, i), row(many, i) + bytes, row(few, i % kKinds));
+        CHECK(wrong == 0);
+      });
+    }
+}
+
 TEST_CASE("cross_entropy: known answers, extremes and padding rows") {
   OpCase t(1, true);
   const Tensor logits = t.values({3, 3}, DType::f32, {0, std::log(2.0), NAN, 1000, -1000, NAN, NAN, NAN, NAN});

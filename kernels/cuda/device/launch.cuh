@@ -79,6 +79,26 @@ __device__ inline Vec<T, N> vec_of(const Word<N * sizeof(T)>& word) {
   static_assert(sizeof(word) == sizeof(Vec<T, N>));
   return *reinterpret_cast<const Vec<T, N>*>(&word);
 }
+// Widened to float32, by one instruction an element.
+template <class T, int N>
+__device__ inline Vec<float, N> floats_of(const Word<N * sizeof(T)>& word) {
+  if constexpr (sizeof(T) == 2 && N % 2 == 0) {
+    const auto* const pairs = reinterpret_cast<const unsigned*>(&word);
+    Vec<float, N> out;
+#pragma unroll
+    for (int j = 0; j < N; j += 2) {
+      out.v[j] = __uint_as_float(pairs[j / 2] << 16);
+      out.v[j + 1] = __uint_as_float(pairs[j / 2] & 0xffff0000u);
+    }
+    return out;
+  } else {
+    const auto v = vec_of<T, N>(word);
+    Vec<float, N> out;
+#pragma unroll
+    for (int j = 0; j < N; ++j) out.v[j] = to_float(v.v[j]);
+    return out;
+  }
+}
 template <int N, class T>
 __device__ inline Vec<T, N> load_vec(const T* p) {
   return vec_of<T, N>(load_word<N>(p));
