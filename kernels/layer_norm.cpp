@@ -61,7 +61,7 @@ Cost LayerNormBackward::cost() const {
 }
 
 std::size_t LayerNormBackward::workspace(Device target) const {
-  if (target == Device::cuda) return cuda::norm_partial_bytes(x.dim(0), x.dim(1), 2);
+  if (target == Device::cuda) return cuda::norm_partial_bytes(x, 2);
   const std::size_t copy = weight.dtype == DType::f32 ? 0 : static_cast<std::size_t>(weight.numel()) * sizeof(float);
   return arena_bytes({copy}) + column_sums_bytes(x.dim(0), x.dim(1), 2);
 }

@@ -8,14 +8,15 @@
 
 namespace dstrain::cuda {
 
-// As many as an H100's 132 multiprocessors hold at once: 512 threads each, of 16 columns.
-inline Index norm_blocks(Index rows, Index columns) {
-  const Index threads = std::clamp<Index>((columns + 511) / 512 * 32, 32, 256);
-  return std::min<Index>(rows, 132 * (512 / threads));
+// As many as an H100's 132 multiprocessors hold at once: 768 threads each, of a vector of 16 bytes, or 512 of two.
+inline Index norm_blocks(const Tensor& x) {
+  const Index vectors = (x.dim(1) * static_cast<Index>(size_of(x.dtype)) + 15) / 16, each = vectors > 256 ? 2 : 1;
+  const Index threads = std::clamp<Index>((vectors + 32 * each - 1) / (32 * each) * 32, 32, 256);
+  return std::min<Index>(x.dim(0), 132 * ((each == 1 ? 768 : 512) / threads));
 }
 
-inline std::size_t norm_partial_bytes(Index rows, Index columns, Index outputs) {
-  return arena_bytes({static_cast<std::size_t>(norm_blocks(rows, columns) * columns * outputs) * sizeof(float)});
+inline std::size_t norm_partial_bytes(const Tensor& x, Index outputs) {
+  return arena_bytes({static_cast<std::size_t>(norm_blocks(x) * x.dim(1) * outputs) * sizeof(float)});
 }
 
 }  // namespace dstrain::cuda

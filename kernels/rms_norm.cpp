@@ -52,7 +52,7 @@ void RmsNormBackward::validate() const {
 Cost RmsNormBackward::cost() const { return {0, 0, bytes_of({&dx, &dweight, &dy, &x, &rstd, &weight, &dresidual})}; }
 
 std::size_t RmsNormBackward::workspace(Device target) const {
-  if (target == Device::cuda) return cuda::norm_partial_bytes(x.dim(0), x.dim(1), 1);
+  if (target == Device::cuda) return cuda::norm_partial_bytes(x, 1);
   const std::size_t copy = weight.dtype == DType::f32 ? 0 : static_cast<std::size_t>(weight.numel()) * sizeof(float);
   return arena_bytes({copy}) + column_sums_bytes(x.dim(0), x.dim(1), 1);
 }

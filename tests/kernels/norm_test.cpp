@@ -250,7 +250,9 @@ void check_norm(bool layer) {
     check_backward({3, columns, DType::bf16, DType::f32, true, layer, gap, Write::accumulate});
   }
   check_forward({.rows = 5000, .columns = 16, .dtype = DType::bf16, .layer = layer});
-  check_backward({.rows = 5000, .columns = 16, .dtype = DType::bf16, .weight = DType::bf16, .layer = layer});
+  check_backward({.rows = 7001, .columns = 16, .dtype = DType::bf16, .weight = DType::bf16, .layer = layer});
+  check_backward(
+      {.rows = 801, .columns = 2048, .dtype = DType::bf16, .weight = DType::bf16, .branch = true, .layer = layer});
   check_backward({.rows = 300, .columns = 2056, .dtype = DType::bf16, .branch = true, .layer = layer});
   check_backward({.rows = 300, .columns = 2052, .layer = layer});
   check_backward({.rows = 5000, .columns = 5, .layer = layer});

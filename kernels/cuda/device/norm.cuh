@@ -121,6 +121,97 @@ __global__ void norm_forward_kernel(NormForwardArgs a) {
   });
 }
 
+constexpr int kWarpRows = 4;  // rows of a block of layer_norm_warp_kernel
+
+// Past L1, where weights stay.
+__device__ inline uint4 load_once(const void* p) {
+  uint4 word;
+  asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
+               : "l"(__cvta_generic_to_global(p)));
+  return word;
+}
+
+// LayerNorm's forward with a warp a row, which waits for no block; weights and biases have the dtype T. K: the vectors
+// of a row by 32, rounded up.
+template <class T, int K>
+__global__ void __launch_bounds__(32 * kWarpRows, 5) layer_norm_warp_kernel(NormForwardArgs a, Index rows) {
+  constexpr int N = 16 / sizeof(T), kStep = 32 * N;
+  const Index row = static_cast<Index>(blockIdx.x) * kWarpRows + threadIdx.x / 32;
+  if (row >= rows) return;
+  const int lane = threadIdx.x % 32;
+  const Index first = lane * N;
+  const auto inside = [&](int k) { return k < K - 1 || first + k * kStep < a.columns; };
+  // Words, because taking vectors apart where they are loaded would wait for them.
+  uint4 xs[K] = {};
+  const T* const x = static_cast<const T*>(a.x) + row * a.x_stride + first;
+#pragma unroll
+  for (int k = 0; k < K; ++k)
+    if (inside(k)) xs[k] = load_once(x + k * kStep);
+  if (a.branch) {
+    uint4 others[K] = {};
+    const T* const branch = static_cast<const T*>(a.branch) + row * a.branch_stride + first;
+#pragma unroll
+    for (int k = 0; k < K; ++k)
+      if (inside(k)) others[k] = load_once(branch + k * kStep);
+    T* const to = static_cast<T*>(a.sum) + row * a.sum_stride + first;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      auto sum = floats_of<T, N>(xs[k]);
+      const auto other = floats_of<T, N>(others[k]);
+#pragma unroll
+      for (int j = 0; j < N; ++j) sum.v[j] += other.v[j];
+      const Vec<T, N> kept = rounded<T>(sum);
+      xs[k] = *reinterpret_cast<const uint4*>(&kept);
+      if (inside(k)) store_vec<N>(to + k * kStep, kept);
+    }
+  }
+  // A vector ahead of those that they are needed for.
+  uint4 weight = {}, bias = {};
+  const auto load_affine = [&](int k) {
+    if (!inside(k)) return;
+    weight = load_word<N>(static_cast<const T*>(a.weight) + first + k * kStep);
+    bias = load_word<N>(static_cast<const T*>(a.bias) + first + k * kStep);
+  };
+  load_affine(0);
+  const float n = static_cast<float>(a.columns);
+  float total = 0, squares = 0;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    const auto v = floats_of<T, N>(xs[k]);
+#pragma unroll
+    for (int j = 0; j < N; ++j) total += v.v[j];
+  }
+  const float mean = warp_sum(total) / n;
+#pragma unroll
+  for (int k = 0; k < K; ++k) forget(xs[k]);
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    const auto v = floats_of<T, N>(xs[k]);
+    float part = 0;
+#pragma unroll
+    for (int j = 0; j < N; ++j) part += (v.v[j] - mean) * (v.v[j] - mean);
+    if (inside(k)) squares += part;
+  }
+#pragma unroll
+  for (int k = 0; k < K; ++k) forget(xs[k]);
+  const float rstd = or_nan(1.0f / sqrtf(warp_sum(squares) / n + a.eps));
+  if (lane == 0) {
+    a.rstd[row] = rstd;
+    a.mean[row] = mean;
+  }
+  T* const y = static_cast<T*>(a.y) + row * a.y_stride + first;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    auto out = floats_of<T, N>(xs[k]);
+    const auto w = floats_of<T, N>(weight), b = floats_of<T, N>(bias);
+    if (k + 1 < K) load_affine(k + 1);
+#pragma unroll
+    for (int j = 0; j < N; ++j) out.v[j] = (out.v[j] - mean) * rstd * w.v[j] + b.v[j];
+    if (inside(k)) store_vec<N>(y + k * kStep, rounded<T>(out));
+  }
+}
+
 struct NormBackwardArgs {
   void* dx;
   const void *dy, *x, *dresidual, *weight;
@@ -262,6 +353,97 @@ __global__ void __launch_bounds__(K > 0 ? 256 : 512, 2) norm_backward_kernel(Nor
   }
 }
 
+// Backward for rows of at most 256 vectors, one a thread, and weights of the dtype T: two rows at a time, which are
+// loaded together and need one barrier.
+template <bool kLayer, class T>
+__global__ void __launch_bounds__(256, 3) norm_pairs_backward_kernel(NormBackwardArgs a) {
+  constexpr int N = 16 / sizeof(T), R = 2, kWarps = 8, M = (kLayer ? 2 : 1) * R;
+  __shared__ float scratch[2][kWarps][M];  // 0 where the block has no warp
+  for (int i = threadIdx.x; i < 2 * kWarps * M; i += blockDim.x) (&scratch[0][0][0])[i] = 0;
+  __syncthreads();
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const Index c = static_cast<Index>(threadIdx.x) * N;
+  const bool inside = c < a.columns;
+  float weight_sums[N] = {}, bias_sums[N] = {};
+  uint4 weights = {};
+  if (inside) weights = load_word<N>(static_cast<const T*>(a.weight) + c);
+  const float part = 1.0f / static_cast<float>(a.columns);
+  const Index hop = static_cast<Index>(gridDim.x) * R;
+  int turn = 0;
+  for (Index row = static_cast<Index>(blockIdx.x) * R; row < a.rows; row += hop, turn ^= 1) {
+    // Words, because taking vectors apart would wait for them; what is beyond the matrix is 0. Scalars come first:
+    // asked for between the two rows, they are waited for before the second row is asked for.
+    uint4 xs[R] = {}, dys[R] = {}, residuals[R] = {};
+    float mean[R] = {}, rstd[R] = {};
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (row + r < a.rows) {
+        rstd[r] = a.rstd[row + r];
+        if constexpr (kLayer) mean[r] = a.mean[row + r];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      const bool load = inside && row + r < a.rows;
+      if (load) xs[r] = load_word<N>(static_cast<const T*>(a.x) + (row + r) * a.x_stride + c);
+      if (load) dys[r] = load_word<N>(static_cast<const T*>(a.dy) + (row + r) * a.dy_stride + c);
+      if (load && a.dresidual)
+        residuals[r] = load_word<N>(static_cast<const T*>(a.dresidual) + (row + r) * a.dresidual_stride + c);
+    }
+    float parts[M] = {};  // R sums of d w (x - mean), R of d w
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      const auto vx = vec_of<T, N>(xs[r]), vd = vec_of<T, N>(dys[r]), vw = vec_of<T, N>(weights);
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        const float d = to_float(vd.v[j]), centred = to_float(vx.v[j]) - mean[r], g = d * to_float(vw.v[j]);
+        weight_sums[j] += (d * rstd[r]) * centred;
+        parts[r] += g * centred;
+        if constexpr (kLayer) {
+          bias_sums[j] += d;
+          parts[R + r] += g;
+        }
+      }
+    }
+    forget(weights);
+#pragma unroll
+    for (int r = 0; r < R; ++r) forget(xs[r]), forget(dys[r]);
+    const float sum = warp_sums(parts);
+    if (lane % (32 / M) == 0) scratch[turn][warp][lane / (32 / M)] = sum;
+    __syncthreads();
+    float totals[M] = {};
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w)
+#pragma unroll
+      for (int m = 0; m < M; ++m) totals[m] += scratch[turn][w][m];
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (row + r >= a.rows) break;
+      // dx = rstd (d w - mean(d w) - n mean(d w n)) + dresidual, n = (x - mean) rstd
+      const float slope = rstd[r] * (rstd[r] * (rstd[r] * (totals[r] * part)));
+      const float shift = kLayer ? rstd[r] * (totals[kLayer ? R + r : 0] * part) : 0.0f;
+      if (!inside) continue;
+      const auto vx = vec_of<T, N>(xs[r]), vd = vec_of<T, N>(dys[r]), vw = vec_of<T, N>(weights),
+                 vr = vec_of<T, N>(residuals[r]);
+      Vec<float, N> g;
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        const float d = to_float(vd.v[j]) * to_float(vw.v[j]) * rstd[r] - shift;
+        g.v[j] = d - (to_float(vx.v[j]) - mean[r]) * slope + to_float(vr.v[j]);
+      }
+      store_vec<N>(static_cast<T*>(a.dx) + (row + r) * a.dx_stride + c, rounded<T>(g));
+    }
+  }
+  const auto write_sums = [&](float* to, const float(&sums)[N]) {
+    if (!inside) return;
+#pragma unroll
+    for (int j = 0; j < N; j += 4)
+      store_vec<4>(to + blockIdx.x * a.columns + c + j, Vec<float, 4>{sums[j], sums[j + 1], sums[j + 2], sums[j + 3]});
+  };
+  write_sums(a.dweight, weight_sums);
+  if constexpr (kLayer) write_sums(a.dbias, bias_sums);
+}
+
 // The threads of a block for rows of `columns` in vectors of n, k a thread.
 inline int norm_threads(Index columns, int n, int k) {
   return static_cast<int>(std::max<Index>(32, div_up(div_up(columns, n * k), 32) * 32));
@@ -282,6 +464,39 @@ void dispatch_norm(Index columns, bool wide, F&& f) {
   }
   f(integral_constant<int, 1>{}, integral_constant<int, 0>{},
     static_cast<int>(std::min<Index>(512, norm_threads(columns, 1, 1))));
+}
+
+// `match`: weights and biases have the dtype T.
+template <bool kLayer, class T>
+void launch_norm_forward(cudaStream_t queue, const NormForwardArgs& a, Index rows, bool wide, bool match) {
+  constexpr int kVectors = 32 * 16 / sizeof(T);  // columns of a warp's vectors
+  if constexpr (kLayer) {
+    if (wide && match && a.columns <= 8 * kVectors) {
+      const auto start = [&](auto k) {
+        layer_norm_warp_kernel<T, k><<<grid(div_up(rows, kWarpRows)), 32 * kWarpRows, 0, queue>>>(a, rows);
+      };
+      return [&]<int... k>(std::integer_sequence<int, k...>) {
+        ((div_up(a.columns, kVectors) == k + 1 ? start(std::integral_constant<int, k + 1>{}) : void()), ...);
+      }
+      (std::make_integer_sequence<int, 8>{});
+    }
+  }
+  dispatch_norm<T, 1>(a.columns, wide, [&](auto n, auto k, int threads) {
+    norm_forward_kernel<kLayer, T, n, k><<<grid(rows), threads, 0, queue>>>(a);
+  });
+}
+
+// `wide`: all rows are aligned and weights have the dtype T.
+template <bool kLayer, class T>
+void launch_norm_backward(cudaStream_t queue, const NormBackwardArgs& a, Index blocks, bool wide) {
+  constexpr int N = 16 / sizeof(T);
+  if (wide && a.columns <= 256 * N) {
+    norm_pairs_backward_kernel<kLayer, T><<<grid(blocks), norm_threads(a.columns, N, 1), 0, queue>>>(a);
+    return;
+  }
+  dispatch_norm<T, 2>(a.columns, wide, [&](auto n, auto k, int threads) {
+    norm_backward_kernel<kLayer, T, n, k><<<grid(blocks), threads, 0, queue>>>(a);
+  });
 }
 
 inline bool aligned_vector(const Tensor& t) {
@@ -309,17 +524,16 @@ void norm_forward(Stream& stream, const Op& op) {
                        .half_weight = op.weight.dtype == DType::bf16};
   bool wide = aligned_rows(op.x) && aligned_rows(op.y) && aligned_optional(op.branch) && aligned_optional(op.sum) &&
               aligned_vector(op.weight);
+  bool match = op.weight.dtype == op.x.dtype;
   if constexpr (kLayer) {
     args.bias = op.bias.data;
     args.half_bias = op.bias.dtype == DType::bf16;
     args.mean = op.mean.template as<float>();
     wide = wide && aligned_vector(op.bias);
+    match = match && op.bias.dtype == op.x.dtype;
   }
   dispatch_float(op.x.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    dispatch_norm<T, 1>(columns, wide, [&](auto n, auto k, int threads) {
-      norm_forward_kernel<kLayer, T, n, k><<<grid(rows), threads, 0, stream_of(stream)>>>(args);
-    });
+    launch_norm_forward<kLayer, decltype(zero)>(stream_of(stream), args, rows, wide, match);
   });
   check_launch(Op::name);
 }
@@ -327,7 +541,7 @@ void norm_forward(Stream& stream, const Op& op) {
 // Both norms' gradient.
 template <bool kLayer, class Op>
 void norm_backward(Stream& stream, const Op& op) {
-  const Index rows = op.x.dim(0), columns = op.x.dim(1), blocks = norm_blocks(rows, columns);
+  const Index rows = op.x.dim(0), columns = op.x.dim(1), blocks = norm_blocks(op.x);
   const ArenaScope scope(stream.workspace());
   float* const partial = stream.workspace().allocate({(kLayer ? 2 : 1) * blocks * columns}).template as<float>();
   NormBackwardArgs args{.dx = op.dx.data,
@@ -352,10 +566,7 @@ void norm_backward(Stream& stream, const Op& op) {
                     aligned_optional(op.dresidual) && aligned_vector(op.weight) && op.weight.dtype == op.x.dtype;
   if (rows > 0) {
     dispatch_float(op.x.dtype, [&](auto zero) {
-      using T = decltype(zero);
-      dispatch_norm<T, 2>(columns, wide, [&](auto n, auto k, int threads) {
-        norm_backward_kernel<kLayer, T, n, k><<<grid(blocks), threads, 0, stream_of(stream)>>>(args);
-      });
+      launch_norm_backward<kLayer, decltype(zero)>(stream_of(stream), args, blocks, wide);
     });
     check_launch(Op::name);
   }
