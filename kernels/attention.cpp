@@ -80,13 +80,15 @@ Cost AttentionBackward::cost() const {
 }
 
 // CPU: dout . o of each query; with bf16 storage dq in f32; with bf16 storage or shared keys dk and dv of each head in
-// f32. CUDA: dout . o, or what cuDNN takes.
+// f32. CUDA: dout . o, or what cuDNN or our own kernel for Hopper takes.
 std::size_t AttentionBackward::workspace(Device target) const {
   const auto floats = [](Index n) { return static_cast<std::size_t>(n) * sizeof(float); };
   const Index queries = q.dim(0) * q.dim(2) * q.dim(1), keys = q.dim(0) * q.dim(2) * k.dim(1);
   if (target == Device::cuda) {
-    const std::size_t tiled = arena_bytes({floats(queries)});
-    return cuda::may_use_cudnn(*this) ? std::max(tiled, arena_bytes({cuda::cudnn_workspace_bound(*this)})) : tiled;
+    std::size_t most = arena_bytes({floats(queries)});
+    if (cuda::may_use_cudnn(*this)) most = std::max(most, arena_bytes({cuda::cudnn_workspace_bound(*this)}));
+    if (cuda::why_not_wgmma(*this, false, 9) == nullptr) most = std::max(most, cuda::wgmma_workspace(*this));
+    return most;
   }
   const bool half = q.dtype == DType::bf16, apart = half || q.dim(2) != k.dim(2);
   return arena_bytes({floats(queries), half ? floats(queries * q.dim(3)) : 0, apart ? floats(keys * q.dim(3)) : 0,

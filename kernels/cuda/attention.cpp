@@ -4,6 +4,7 @@
 #include <initializer_list>
 
 #include "kernels/cuda/attention_tiled.h"
+#include "kernels/cuda/attention_wgmma.h"
 #include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/state.h"
 
@@ -31,6 +32,18 @@ bool choose_cudnn(Stream& stream, const Op& op, std::initializer_list<const Tens
   return false;
 }
 
+// Whether our kernel for Hopper runs the op.
+bool choose_wgmma(Stream& stream, const AttentionBackward& op) {
+  const ComputeSettings& settings = stream.settings();
+  if (settings.attention == AttentionChoice::cudnn) return false;
+  cuda::CudaState& state = cuda::state_of(stream);
+  if (cuda::why_not_wgmma(op, settings.deterministic, state.device().major) != nullptr) return false;
+  if (!aligned({&op.q, &op.k, &op.v, &op.o, &op.dout, &op.dq, &op.dk, &op.dv}) || !cuda::has_wgmma_attention())
+    return false;
+  state.note(format("{}: our kernel for Hopper", AttentionBackward::name));
+  return true;
+}
+
 }  // namespace
 
 void run(Cuda, Stream& stream, const AttentionForward& op) {
@@ -41,7 +54,9 @@ void run(Cuda, Stream& stream, const AttentionForward& op) {
 }
 
 void run(Cuda, Stream& stream, const AttentionBackward& op) {
-  if (choose_cudnn(stream, op, {&op.q, &op.k, &op.v, &op.o, &op.dout, &op.dq, &op.dk, &op.dv}))
+  if (choose_wgmma(stream, op))
+    cuda::attention_backward_wgmma(stream, op);
+  else if (choose_cudnn(stream, op, {&op.q, &op.k, &op.v, &op.o, &op.dout, &op.dq, &op.dk, &op.dv}))
     cuda::attention_backward_cudnn(stream, op);
   else
     cuda::attention_backward_tiled(stream, op);

@@ -5,6 +5,7 @@
 #include <initializer_list>
 
 #include "kernels/attention.h"
+#include "kernels/check.h"
 
 namespace dstrain::cuda {
 
@@ -100,6 +101,36 @@ bool may_use_cudnn(const Op& op) {
 template <class Op>
 bool attention_uses_cudnn(const Op& op, const ComputeSettings& settings, const CudnnFacts& facts) {
   return settings.attention != AttentionChoice::native && why_not_cudnn(op, settings.deterministic, facts) == nullptr;
+}
+
+// Our own gradient on Hopper's warpgroup products (kernels/cuda/attention_wgmma.h).
+inline constexpr Index kWgmmaKeys = 128;  // of a tile
+
+// Why it cannot run the op; null when it can. Addresses are not looked at.
+inline const char* why_not_wgmma(const AttentionBackward& op, bool deterministic, int major) {
+  const Index size = op.q.dim(3), length = op.q.dim(1), samples = op.q.dim(0);
+  if (major != 9) return "the card is not a Hopper";
+  if (deterministic) return "its sums are in no fixed order";
+  if (op.q.dtype != DType::bf16) return "its tensors are not bf16";
+  if (op.dropout.p > 0) return "it has dropout";
+  if (op.first_keys.defined()) return "its queries start at keys of their own";
+  if ((size != 64 && size != 128) || op.v.dim(3) != size) return "of the size of its heads";
+  if (op.k.dim(1) != length || op.query_offset != 0) return "its queries are not at its keys' positions";
+  if (samples == 0 || length == 0 || length % kWgmmaKeys != 0) return "its length is not a multiple of 128";
+  if (samples * op.q.dim(2) * length >= Index{1} << 31) return "it is too long";
+  for (const Tensor* t : {&op.q, &op.k, &op.v, &op.o, &op.dout, &op.dq, &op.dk, &op.dv}) {
+    for (int d = 0; d < 3; ++d) {
+      if (t->stride(d) % 8 != 0) return kUnaligned;
+    }
+    if (samples > 1 && t->stride(0) != length * t->stride(1)) return "its samples do not follow each other";
+  }
+  return nullptr;
+}
+
+// dq in f32, dout . o and the scaled lse of every query, a counter of tiles.
+inline std::size_t wgmma_workspace(const AttentionBackward& op) {
+  const auto rows = static_cast<std::size_t>(op.q.dim(0) * op.q.dim(1) * op.q.dim(2));
+  return arena_bytes({rows * static_cast<std::size_t>(op.q.dim(3)) * 4, rows * 4, rows * 4, 4});
 }
 
 }  // namespace dstrain::cuda

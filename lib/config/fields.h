@@ -190,10 +190,12 @@ void visit_fields(C& c, V& v) {
                       "every rank has a GPU of its own",
               .choices = {"auto", "always", "never"}},
           c.cuda.graphs);
-  v.field(Key{.name = "attention",
-              .help = "who computes attention; auto: cuDNN for bfloat16 where it can, else our own kernels",
-              .choices = {"auto", "cudnn", "native"}},
-          c.cuda.attention);
+  v.field(
+      Key{.name = "attention",
+          .help = "who computes attention; auto: cuDNN for bfloat16 where it can, but on a Hopper, where the run is "
+                  "not deterministic, our own gradient of heads of 64 and 128; else our own kernels",
+          .choices = {"auto", "cudnn", "native"}},
+      c.cuda.attention);
   v.field(Key{.name = "tune", .help = "measure the matmul library's alternatives at start"}, c.cuda.tune);
   v.field(Key{.name = "nvls", .help = "let NCCL use NVLink multicast"}, c.cuda.nvls);
 

@@ -22,6 +22,8 @@ struct AttentionCase {
   Index gap = 0;
   AttentionChoice choice = AttentionChoice::automatic;
   Doubles first_keys = {};  // (samples, queries), or empty
+  bool deterministic = true;
+  bool same_bits = true;  // in every run
 };
 
 // Of one sample packed with documents of these lengths.
@@ -188,8 +190,9 @@ void add_storage(Doubles& bound, const Doubles& expected, DType dtype) {
 void check_attention(const AttentionCase& p) {
   CAPTURE(p.samples, p.queries, p.keys, p.heads, p.key_heads, p.size, p.value_size, name_of(p.dtype), p.offset,
           p.dropout, p.gap);
-  for_each_run([&](OpCase& t) {
+  const auto check_run = [&](OpCase& t) {
     t.settings.attention = p.choice;
+    t.settings.deterministic = p.deterministic;
     const Shape of_q{p.samples, p.queries, p.heads, p.size}, of_k{p.samples, p.keys, p.key_heads, p.size},
         of_v{p.samples, p.keys, p.key_heads, p.value_size}, of_o{p.samples, p.queries, p.heads, p.value_size};
     const Tensor q = t.normal(of_q, p.dtype, 1, p.gap), k = t.normal(of_k, p.dtype, 1, p.gap),
@@ -264,7 +267,11 @@ void check_attention(const AttentionCase& p) {
     t.expect("dq", dq, g.dq, g.dq_bound);
     t.expect("dk", dk, g.dk, g.dk_bound);
     t.expect("dv", dv, g.dv, g.dv_bound);
-  });
+  };
+  if (p.same_bits)
+    for_each_run(check_run);
+  else
+    for_each_device_once(check_run);
 }
 
 }  // namespace
@@ -363,6 +370,28 @@ TEST_CASE("attention: our own kernels on tensor cores") {
   check_attention({1, 3, 90, 3, 1, 16, 16, kHalf, kCausal, 87, 0, 0, kNative});    // decoding with a cache
   check_attention({1, 90, 90, 1, 1, 16, 16, kHalf, kCausal, -70, 0, 0, kNative});  // queries that see nothing
   check_attention({1, 5, 0, 1, 1, 16, 16, kHalf, kFull, 0, 0, 0, kNative});
+}
+
+// Not in deterministic mode, heads of 64 and 128: on a Hopper our own kernel's tiles of 128 keys. Two tiles' parts of
+// dq give the same sum in any order.
+TEST_CASE("attention: the gradient on warpgroup products") {
+  constexpr DType kHalf = DType::bf16;
+  constexpr auto kFull = AttentionMask::full, kCausal = AttentionMask::causal;
+  const auto check_size = [](Index samples, Index length, Index heads, Index key_heads, Index size, AttentionMask mask,
+                             Index gap = 0) {
+    AttentionCase p{samples, length, length, heads, key_heads, size, size, kHalf, mask, 0, 0, gap};
+    p.deterministic = false;
+    p.same_bits = length <= 256;
+    check_attention(p);
+  };
+  for (const Index size : {64, 128}) {
+    check_size(1, 128, 1, 1, size, kCausal);
+    check_size(1, 128, 1, 1, size, kFull);
+    check_size(2, 256, 3, 3, size, kCausal);
+    check_size(2, 256, 4, 2, size, kCausal, 8);
+    check_size(1, 256, 3, 1, size, kFull);
+    check_size(1, 640, 2, 1, size, kCausal);
+  }
 }
 
 // Views of one matrix and of its gradient, as the layer makes them.

@@ -215,6 +215,44 @@ TEST_CASE("attention: who runs it on CUDA") {
   CHECK(op_of(DType::bf16, 128, 64).workspace(Device::cuda) > 0);
   CHECK(op_of(DType::f32, 128, 64).workspace(Device::cuda) == 0);
 
+  // our own gradient
+  const auto gradient_of = [&](DType dtype, Index length, Index size, Index value_size) {
+    const Tensor q(memory, dtype, Device::dry, {2, length, 2, size}),
+        v(memory, dtype, Device::dry, {2, length, 2, value_size}),
+        sums(memory, DType::f32, Device::dry, {2, 2, length});
+    return AttentionBackward{.dq = q, .dk = q, .dv = v, .dout = v, .o = v, .lse = sums, .q = q, .k = q, .v = v};
+  };
+  const auto not_ours = [&](const AttentionBackward& op, const std::string& why, bool deterministic = false,
+                            int major = 9) {
+    const char* const said = cuda::why_not_wgmma(op, deterministic, major);
+    REQUIRE(said != nullptr);
+    CHECK_THAT(said, Catch::Matchers::Contains(why));
+  };
+  const AttentionBackward ours = gradient_of(DType::bf16, 256, 64, 64);
+  CHECK(cuda::why_not_wgmma(ours, false, 9) == nullptr);
+  CHECK(cuda::why_not_wgmma(gradient_of(DType::bf16, 128, 128, 128), false, 9) == nullptr);
+  CHECK(ours.workspace(Device::cuda) >= cuda::wgmma_workspace(ours));
+  not_ours(ours, "fixed order", true);
+  not_ours(ours, "Hopper", false, 10);
+  not_ours(gradient_of(DType::f32, 256, 64, 64), "not bf16");
+  not_ours(gradient_of(DType::bf16, 255, 64, 64), "multiple of 128");
+  not_ours(gradient_of(DType::bf16, 256, 192, 128), "size of its heads");
+  AttentionBackward other = ours;
+  other.query_offset = 128;
+  not_ours(other, "positions");
+  other = ours;
+  other.dropout.p = 0.1f;
+  not_ours(other, "dropout");
+  other = ours;
+  other.first_keys = Tensor(memory, DType::i32, Device::dry, {2, 256});
+  not_ours(other, "start at keys");
+  other = ours;
+  other.k.strides[1] += 4;
+  not_ours(other, "aligned");
+  other = ours;
+  other.dv.strides[0] += 8;
+  not_ours(other, "follow each other");
+
   // the gradient in parts: groups of heads times samples, each 2 T^2 bytes a head
   const auto parts = [&](Index samples, Index length, Index heads, Index key_heads) {
     const Tensor q(memory, DType::bf16, Device::dry, {samples, length, heads, 64}),

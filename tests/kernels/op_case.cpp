@@ -212,11 +212,28 @@ Doubles generate(std::size_t n, const std::function<double(std::size_t)>& f) {
   return out;
 }
 
-void for_each_run(const std::function<void(OpCase&)>& body) {
+namespace {
+
+void for_each_device(const std::function<void(Device)>& body) {
   for (const std::string& name : devices()) {
     if (name != "cpu" && name != "cuda") FAIL("DSTRAIN_TEST_DEVICES asks for '" << name << "'");
-    const Device device = name == "cuda" ? Device::cuda : Device::cpu;
     INFO("on " << name);
+    body(name == "cuda" ? Device::cuda : Device::cpu);
+  }
+}
+
+}  // namespace
+
+void for_each_device_once(const std::function<void(OpCase&)>& body) {
+  for_each_device([&](Device device) {
+    OpCase c(1, true, device);
+    body(c);
+    c.check_guards();
+  });
+}
+
+void for_each_run(const std::function<void(OpCase&)>& body) {
+  for_each_device([&](Device device) {
     std::vector<std::byte> bits;
     bool first = true;
     for (const int threads : device == Device::cuda ? std::vector<int>{1, 1} : std::vector<int>{1, 1, 2, 3}) {
@@ -227,7 +244,7 @@ void for_each_run(const std::function<void(OpCase&)>& body) {
       if (c.bits() != bits) FAIL("run again with " << threads << " threads, the bits differ");
       first = false;
     }
-  }
+  });
 }
 
 Doubles central_differences(const std::function<Doubles(const Doubles&)>& f, Doubles x, const Doubles& dy) {

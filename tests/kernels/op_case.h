@@ -123,6 +123,8 @@ Doubles to_doubles(const Tensor& t);
 Doubles generate(std::size_t n, const std::function<double(std::size_t)>& f);
 
 void for_each_run(const std::function<void(OpCase&)>& body);
+// Where bits may differ from run to run: once on every device, compared with the reference.
+void for_each_device_once(const std::function<void(OpCase&)>& body);
 
 // The gradient of sum(dy f(x)) by central differences with step 1e-4, error about 1e-8 for values and derivatives near
 // one: add kDifference times the sum of |dy| that an element reaches to bounds.

@@ -38,24 +38,6 @@ struct Problem {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// Four lanes hold two neighbours each of four 8-column tiles; afterwards lane q holds the whole row of tile q.
-__device__ inline void transpose_quad(std::uint32_t (&x)[4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 4;
-  // Exchange with lane ^ 1, then lane ^ 2.
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const std::uint32_t send = lane & 1 ? x[i] : x[i + 1];
-    const std::uint32_t got = __shfl_xor_sync(0xffffffffu, send, 1);
-    (lane & 1 ? x[i] : x[i + 1]) = got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const std::uint32_t send = lane & 2 ? x[i] : x[i + 2];
-    const std::uint32_t got = __shfl_xor_sync(0xffffffffu, send, 2);
-    (lane & 2 ? x[i] : x[i + 2]) = got;
-  }
-}
-
 // A warpgroup's two buffers.
 struct Staging {
   unsigned memory;
@@ -102,11 +84,6 @@ __device__ inline void put_box(const CUtensorMap* map, unsigned from, int x, int
     add_box(map, from, x, y, z);
   else
     store_box(map, from, x, y, z);
-}
-
-__device__ inline std::uint32_t rounded_pair(float x, float y) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
-  return *reinterpret_cast<const std::uint32_t*>(&pair);
 }
 
 // The sum's registers: d[4 j + 2 half + e] is row 16 warp + lane / 4 + 8 half, column 8 j + lane % 4 * 2 + e. Every

@@ -43,6 +43,13 @@ __device__ inline void load_box(unsigned to, const CUtensorMap* map, std::uint64
       : "memory");
 }
 
+// `bytes` in a row, a multiple of 16 as both addresses are.
+__device__ inline void load_row(unsigned to, const void* from, int bytes, std::uint64_t* bar) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(bar))
+               : "memory");
+}
+
 // What threads wrote to shared memory before is seen by bulk copies and products after it.
 __device__ inline void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // Clipped at the tensor's borders. The thread that stores or adds commits and waits.
@@ -66,6 +73,29 @@ __device__ inline void wait_stores() { asm volatile("cp.async.bulk.wait_group 0;
 
 // Among 128 threads that give the same number, 1 to 15.
 __device__ inline void sync_warpgroup(int number) { asm volatile("bar.sync %0, 128;" ::"r"(number) : "memory"); }
+
+__device__ inline std::uint32_t rounded_pair(float x, float y) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
+  return *reinterpret_cast<const std::uint32_t*>(&pair);
+}
+
+// Four lanes hold two neighbours each of four 8-column tiles; afterwards lane q holds the whole row of tile q.
+__device__ inline void transpose_quad(std::uint32_t (&x)[4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 4;
+  // Exchange with lane ^ 1, then lane ^ 2.
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const std::uint32_t send = lane & 1 ? x[i] : x[i + 1];
+    const std::uint32_t got = __shfl_xor_sync(0xffffffffu, send, 1);
+    (lane & 1 ? x[i] : x[i + 1]) = got;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const std::uint32_t send = lane & 2 ? x[i] : x[i + 2];
+    const std::uint32_t got = __shfl_xor_sync(0xffffffffu, send, 2);
+    (lane & 2 ? x[i] : x[i + 2]) = got;
+  }
+}
 
 // An operand in shared memory, 128-byte swizzle. Rows of the sum: `chunk` is the distance of 64-element pieces across.
 __device__ inline std::uint64_t descriptor(unsigned address, unsigned chunk) {
