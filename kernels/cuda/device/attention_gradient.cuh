@@ -191,6 +191,19 @@ __device__ inline void make_gradients(const GradientArgs& a, unsigned memory, Ba
   int held = -1;       // stage of q that the product of dk still reads
   float dk[D / 2], dv[D / 2];
 
+  // 64 rows of keys or values by the transpose of what queries there are.
+  const auto multiply = [&](float(&d)[kQueries / 2], unsigned rows, unsigned queries) {
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) {
+      const std::uint64_t x = descriptor(rows + k / 4 * L::kKeyPanel + k % 4 * 32, L::kKeyPanel),
+                          y = descriptor(queries + k / 4 * L::kQueryPanel + k % 4 * 32, L::kQueryPanel);
+      if (k == 0)
+        product<true, 0, 0>(d, x, y);
+      else
+        product<false, 0, 0>(d, x, y);
+    }
+    commit_products();
+  };
   const auto make_dq = [&](float(&dq)[32], int from) {
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
@@ -227,30 +240,13 @@ __device__ inline void make_gradients(const GradientArgs& a, unsigned memory, Ba
         pin(dk);
         pin(dv);
         begin_products();
-#pragma unroll
-        for (int k = 0; k < D / 16; ++k) {
-          const std::uint64_t x = descriptor(keys + my_rows + k / 4 * L::kKeyPanel + k % 4 * 32, L::kKeyPanel),
-                              y = descriptor(q + k / 4 * L::kQueryPanel + k % 4 * 32, L::kQueryPanel);
-          if (k == 0)
-            product<true, 0, 0>(s, x, y);
-          else
-            product<false, 0, 0>(s, x, y);
-        }
-        commit_products();
+        multiply(s, keys + my_rows, q);
         wait_products<1>();  // dk's, and with it the registers that it reads
         if (held >= 0 && lane == 0) barrier_arrive(bars.q_empty + held);
         held = turn.at;
         barrier_wait(bars.dout_full + turn.at, turn.parity);
-#pragma unroll
-        for (int k = 0; k < D / 16; ++k) {
-          const std::uint64_t x = descriptor(values + my_rows + k / 4 * L::kKeyPanel + k % 4 * 32, L::kKeyPanel),
-                              y = descriptor(dout + k / 4 * L::kQueryPanel + k % 4 * 32, L::kQueryPanel);
-          if (k == 0)
-            product<true, 0, 0>(dp, x, y);
-          else
-            product<false, 0, 0>(dp, x, y);
-        }
-        commit_products();
+        begin_products();
+        multiply(dp, values + my_rows, dout);
         wait_products<1>();
         pin(s);
 
