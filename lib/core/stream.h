@@ -15,8 +15,8 @@
 
 namespace dstrain {
 
-// Who computes attention on CUDA. automatic: cuDNN for bf16 where it can, our own kernels elsewhere and, on a Hopper, for
-// gradients that need not be deterministic: a rule of what the op is alone, printed at start.
+// Who computes attention on CUDA. automatic: cuDNN for bf16 where it can, our own kernels elsewhere and, on a Hopper,
+// for gradients that need not be deterministic: a rule of what the op is alone, printed at start.
 enum class AttentionChoice : unsigned char { automatic, cudnn, native };
 
 // What a job lets its ops do.
