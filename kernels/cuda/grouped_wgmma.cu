@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/device/grouped_tile.cuh"
+#include "kernels/cuda/device/warpgroup_products.cuh"
 
 // Tiles of 128 x 256, by two warpgroups of 64 x 256; a third one loads, 64 of the sum at a time, four stages ahead.
 // Rows of the operand of 128 come one by one through cp.async, so that they may be gathered, and are zeros past the
@@ -149,8 +150,8 @@ __device__ inline void consume(const Problem& p, unsigned memory, std::uint64_t*
       for (int k = 0; k < kK / 16; ++k) {
         constexpr int kStepAlong = 32, kStepAcross = 16 * 128;  // bytes of 16 of the sum
         constexpr bool kAcrossA = kIsGradient<kKind>, kAcrossB = !kTransposedB<kKind>;
-        wgmma<kAcrossA, kAcrossB>(d, descriptor(a + k * (kAcrossA ? kStepAcross : kStepAlong), kChunkBytes),
-                                  descriptor(b + k * (kAcrossB ? kStepAcross : kStepAlong), kChunkBytes));
+        product<kAcrossA, kAcrossB>(d, descriptor(a + k * (kAcrossA ? kStepAcross : kStepAlong), kChunkBytes),
+                                    descriptor(b + k * (kAcrossB ? kStepAcross : kStepAlong), kChunkBytes));
       }
       asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
       asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
